@@ -1,0 +1,129 @@
+"""A value that is wrong ends the start, in one line that does not repeat it."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from app import create_app
+
+ROOT = Path(__file__).parent.parent
+
+WRONG = [
+    ("MAX_PAGE_SIZE", "0"),
+    ("MAX_PAGE_SIZE", "10001"),
+    ("MAX_PAGE_SIZE", "ten"),
+    ("MAX_PAGE_SIZE", "+5"),
+    ("MAX_PAGE_SIZE", "١"),
+    ("MAX_PAGE_SIZE", "5\n"),
+    ("MAX_PAGE_SIZE", "9" * 5000),
+    ("TOKEN_MAX_AGE_DAYS", "0"),
+    ("TOKEN_MAX_AGE_DAYS", "never"),
+    ("TRUSTED_PROXIES", "-1"),
+    ("TRUSTED_PROXIES", "true"),
+    ("PORT", "0"),
+    ("PORT", "65536"),
+    ("TRUSTED_HOSTS", ","),
+    ("TRUSTED_HOSTS", "a b"),
+    ("TRUSTED_HOSTS", "https://jobs.example"),
+    ("TRUSTED_HOSTS", "jobs.example:8000"),
+    ("TRUSTED_HOSTS", "*"),
+    ("DATABASE_URL", "jobs.db"),
+    ("DATABASE_URL", "mysql://u:s3cret@h/d"),
+    ("DATABASE_URL", "postgresql+psycopg2://u:s3cret@h/d"),
+    ("DATABASE_URL", "postgresql://u:s3cret@h:port/d"),
+    ("DATABASE_URL", "sqlite://"),
+    ("DATABASE_URL", "sqlite:///:memory:"),
+    ("DATABASE_URL", "sqlite+aiosqlite:///jobs.db"),
+]
+
+
+def environment(**variables):
+    """This process's environment with none of the service's own variables."""
+    own = ("DATABASE_URL", "MAX_PAGE_SIZE", "PORT", "GUNICORN_CMD_ARGS")
+    return {k: v for k, v in os.environ.items() if k not in own} | variables
+
+
+@pytest.mark.parametrize(("name", "value"), WRONG)
+def test_wrong_value_ends_the_start(name, value):
+    with pytest.raises(SystemExit, match=f"^{name} must [^\n]*$") as error:
+        create_app({name: value})
+    assert not re.search("s3cret|9999|never|true|evil", str(error.value))
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("MAX_PAGE_SIZE", True),
+        ("MAX_PAGE_SIZE", 1.5),
+        ("MAX_PAGE_SIZE", [5]),
+        ("TRUSTED_HOSTS", []),
+        ("TRUSTED_HOSTS", [""]),
+        ("TRUSTED_HOSTS", b"x"),
+        ("DATABASE_URL", 5),
+    ],
+)
+def test_wrong_type_in_a_mapping_ends_the_start(name, value):
+    with pytest.raises(SystemExit, match=f"^{name} must [^\n]*$"):
+        create_app({name: value})
+
+
+@pytest.mark.parametrize(
+    "command", [["flask", "init-db"], ["gunicorn", "--bind", "127.0.0.1:0", "wsgi:app"]]
+)
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("MAX_PAGE_SIZE", "77777"),
+        ("TOKEN_MAX_AGE_DAYS", "7.7"),
+        ("TRUSTED_PROXIES", "x"),
+        ("TRUSTED_HOSTS", "a b"),
+        ("DATABASE_URL", "mysql://u:s3cret@h/d"),
+    ],
+)
+def test_wrong_value_ends_flask_and_gunicorn(command, name, value):
+    """With one line on stderr, an exit code that is not 0, and no worker respawning."""
+    done = subprocess.run(
+        [sys.executable, "-m", *command],
+        cwd=ROOT,
+        env=environment(**{name: value}),
+        capture_output=True,
+        text=True,
+        timeout=30,
+    )
+    assert done.returncode not in (0, None)
+    lines = [line for line in done.stderr.splitlines() if "[INFO]" not in line]
+    assert len(lines) == 1 and lines[0].startswith(f"{name} must "), done.stderr
+    assert value not in done.stderr
+
+
+def test_environment_and_mapping_do_not_mix(monkeypatch):
+    monkeypatch.setenv("MAX_PAGE_SIZE", "7")
+    assert create_app({}).config["MAX_PAGE_SIZE"] == 100
+    assert create_app().config["MAX_PAGE_SIZE"] == 7
+
+
+def test_empty_variable_is_one_that_is_not_set(monkeypatch):
+    for name in ("MAX_PAGE_SIZE", "TOKEN_MAX_AGE_DAYS", "TRUSTED_HOSTS"):
+        monkeypatch.setenv(name, "")
+    config = create_app().config
+    assert (config["MAX_PAGE_SIZE"], config["TOKEN_MAX_AGE_DAYS"]) == (100, None)
+    assert config["TRUSTED_HOSTS"] is None
+
+
+@pytest.mark.parametrize("scheme", ["postgres", "postgresql", "postgresql+psycopg"])
+def test_postgresql_means_psycopg(scheme):
+    app = create_app(
+        {"DATABASE_URL": f"{scheme}://u:p@127.0.0.1/d?options=-csearch_path%3Dx"}
+    )
+    assert app.config["SQLALCHEMY_DATABASE_URI"].drivername == "postgresql+psycopg"
+    options = app.config["SQLALCHEMY_ENGINE_OPTIONS"]["connect_args"]["options"]
+    assert options.endswith("-csearch_path=x")
+
+
+def test_default_is_a_file_in_the_instance_folder():
+    url = str(create_app({}).config["SQLALCHEMY_DATABASE_URI"])
+    assert url == "sqlite:///jobs.db"
