@@ -1,0 +1,380 @@
+"""The tables, the access rule, and every statement that a request runs."""
+
+import sqlite3
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from select import select as wait
+from typing import Any, NamedTuple
+from uuid import uuid4
+
+from flask_sqlalchemy import SQLAlchemy
+from sqlalchemy import (
+    ColumnElement,
+    Connection,
+    ForeignKey,
+    Index,
+    LargeBinary,
+    RowMapping,
+    Select,
+    String,
+    Text,
+    UniqueConstraint,
+    Uuid,
+    and_,
+    bindparam,
+    func,
+    inspect,
+    or_,
+    select,
+    union_all,
+)
+from sqlalchemy.exc import DBAPIError, DisconnectionError
+from sqlalchemy.ext.compiler import compiles
+from sqlalchemy.orm import Mapped, Session, mapped_column
+from sqlalchemy.sql.functions import FunctionElement
+
+# The contexts that open the API: of a token as Lightning keeps it, and of a digest.
+PLAIN, DIGEST = "api", "api:sha256"
+
+DEFAULT_ADAPTOR = "@openfn/language-common@latest"
+
+
+def utc_now() -> datetime:
+    """The time as the tables keep it: UTC, without a time zone."""
+    return datetime.now(UTC).replace(tzinfo=None)
+
+
+def prepare_connection(connection: Any, _: Any) -> None:
+    """Set up a new connection of the driver's."""
+    if isinstance(connection, sqlite3.Connection):
+        connection.execute("PRAGMA foreign_keys = ON")
+        connection.execute("PRAGMA temp_store = MEMORY")
+    else:
+        connection.read_only = True
+
+
+def begin_snapshot(connection: Any, *_: Any) -> None:
+    """Make everything that is read on this connection one state of the database."""
+    if isinstance(connection, sqlite3.Connection):
+        connection.execute("BEGIN")
+    # psycopg sends its own BEGIN. A server that closed the connection has made the
+    # socket readable, which costs no round trip to see.
+    elif wait([connection.fileno()], [], [], 0)[0]:
+        raise DisconnectionError
+
+
+db = SQLAlchemy(
+    engine_options={
+        "hide_parameters": True,
+        "pool_events": [
+            (prepare_connection, "connect"),
+            (begin_snapshot, "checkout"),
+        ],
+    }
+)
+
+Id = Uuid(as_uuid=False)
+
+
+def new_id() -> str:
+    """A random UUID in the form that answers and files have."""
+    return str(uuid4())
+
+
+class User(db.Model):
+    """Somebody who may hold tokens and be a member of projects."""
+
+    __tablename__ = "users"
+
+    id: Mapped[str] = mapped_column(Id, primary_key=True, default=new_id)
+    email: Mapped[str] = mapped_column(String(255), unique=True)
+    disabled: Mapped[bool | None] = mapped_column(default=False)
+    support_user: Mapped[bool | None] = mapped_column(default=False)
+
+
+class UserToken(db.Model):
+    """A token or its digest; only the contexts PLAIN and DIGEST open the API."""
+
+    __tablename__ = "user_tokens"
+    __table_args__ = (UniqueConstraint("context", "token"),)
+
+    id: Mapped[str] = mapped_column(Id, primary_key=True, default=new_id)
+    user_id: Mapped[str] = mapped_column(
+        ForeignKey(User.id, ondelete="CASCADE"), index=True
+    )
+    token: Mapped[bytes] = mapped_column(LargeBinary)
+    context: Mapped[str] = mapped_column(String(255))
+    inserted_at: Mapped[datetime] = mapped_column(default=utc_now)
+
+
+class Project(db.Model):
+    """What members share; its workflows hold the jobs."""
+
+    __tablename__ = "projects"
+
+    id: Mapped[str] = mapped_column(Id, primary_key=True)
+    name: Mapped[str | None] = mapped_column(String(255))
+    scheduled_deletion: Mapped[datetime | None]
+    allow_support_access: Mapped[bool | None] = mapped_column(default=False)
+
+
+class ProjectUser(db.Model):
+    """A user's membership of a project; any role gives access."""
+
+    __tablename__ = "project_users"
+    __table_args__ = (
+        UniqueConstraint("project_id", "user_id"),
+        Index("project_users_user_id_project_id", "user_id", "project_id"),
+    )
+
+    id: Mapped[str] = mapped_column(Id, primary_key=True, default=new_id)
+    user_id: Mapped[str] = mapped_column(ForeignKey(User.id, ondelete="CASCADE"))
+    project_id: Mapped[str] = mapped_column(ForeignKey(Project.id, ondelete="CASCADE"))
+    role: Mapped[str] = mapped_column(String(255))
+
+
+class Workflow(db.Model):
+    """Jobs of a project; one with ``deleted_at`` is in no answer, nor are its jobs."""
+
+    __tablename__ = "workflows"
+    __table_args__ = (
+        # Everything that a list asks of a workflow, so that it need not read the row.
+        Index("workflows_project_id", "project_id", "deleted_at", "id"),
+    )
+
+    id: Mapped[str] = mapped_column(Id, primary_key=True)
+    name: Mapped[str | None] = mapped_column(String(255))
+    project_id: Mapped[str] = mapped_column(ForeignKey(Project.id, ondelete="CASCADE"))
+    deleted_at: Mapped[datetime | None]
+
+
+class Job(db.Model):
+    """A JavaScript step. The body stands last, so that lists need not read past it."""
+
+    __tablename__ = "jobs"
+    __table_args__ = (
+        Index("jobs_workflow_id", "workflow_id", "inserted_at", "id"),
+        Index("jobs_inserted_at", "inserted_at", "id", "workflow_id"),
+    )
+
+    id: Mapped[str] = mapped_column(Id, primary_key=True)
+    name: Mapped[str | None] = mapped_column(String(255))
+    adaptor: Mapped[str | None] = mapped_column(String(255), default=DEFAULT_ADAPTOR)
+    workflow_id: Mapped[str] = mapped_column(
+        ForeignKey(Workflow.id, ondelete="CASCADE")
+    )
+    inserted_at: Mapped[datetime]
+    updated_at: Mapped[datetime]
+    body: Mapped[str | None] = mapped_column(Text)
+
+
+class ids_in(FunctionElement[str]):
+    """The ids that a query gives, as one value that only the database reads."""
+
+    type = String()
+    inherit_cache = True
+
+
+class is_among(FunctionElement[bool]):
+    """Whether an id is one of those that ``ids_in`` gathered.
+
+    Of no type, since a Boolean would be compared with 1 on SQLite, past its indexes.
+    """
+
+    inherit_cache = True
+
+
+@compiles(ids_in, "sqlite")
+def _(element, compiler, **kw):
+    return (
+        f"(SELECT json_group_array(id) FROM {compiler.process(element.clauses, **kw)})"
+    )
+
+
+@compiles(ids_in, "postgresql")
+def _(element, compiler, **kw):
+    return f"CAST(ARRAY{compiler.process(element.clauses, **kw)} AS TEXT)"
+
+
+@compiles(is_among, "sqlite")
+def _(element, compiler, **kw):
+    column, ids = (compiler.process(clause, **kw) for clause in element.clauses)
+    return f"({column} IN (SELECT value FROM json_each({ids})))"
+
+
+@compiles(is_among, "postgresql")
+def _(element, compiler, **kw):
+    column, ids = (compiler.process(clause, **kw) for clause in element.clauses)
+    return f"({column} = ANY (CAST({ids} AS UUID[])))"
+
+
+# The access rule: a member's projects, and a support user's where the project allows
+# it, none of them scheduled for deletion. Read once a request, with the token: the
+# statements after it need no join for it, and PostgreSQL need not plan them anew.
+accessible_projects = union_all(
+    select(Project.id)
+    .join(ProjectUser, ProjectUser.project_id == Project.id)
+    .where(ProjectUser.user_id == User.id, Project.scheduled_deletion.is_(None))
+    .correlate(User),
+    select(Project.id)
+    .where(
+        User.support_user,
+        Project.allow_support_access,
+        Project.scheduled_deletion.is_(None),
+    )
+    .correlate(User),
+).scalar_subquery()
+
+find_caller = (
+    select(UserToken.inserted_at, ids_in(accessible_projects).label("project_ids"))
+    .join(User, User.id == UserToken.user_id)
+    .where(
+        or_(
+            and_(UserToken.context == PLAIN, UserToken.token == bindparam("token")),
+            and_(UserToken.context == DIGEST, UserToken.token == bindparam("digest")),
+        ),
+        User.disabled.is_not(True),
+    )
+)
+
+
+def accessible(project_id: ColumnElement[str]) -> ColumnElement[bool]:
+    """Whether the caller can access the project, by the rule above."""
+    return is_among(project_id, bindparam("project_ids", type_=String))
+
+
+find_project = select(accessible(Project.id).label("accessible")).where(
+    Project.id == bindparam("project_id")
+)
+
+listed_columns = (
+    Job.id,
+    Job.name,
+    Job.adaptor,
+    Job.inserted_at,
+    Job.updated_at,
+    Job.workflow_id,
+    Workflow.project_id,
+)
+
+find_job = (
+    select(
+        *listed_columns,
+        Job.body,
+        Workflow.name.label("workflow_name"),
+        Project.name.label("project_name"),
+        accessible(Project.id).label("accessible"),
+    )
+    .join(Workflow, Workflow.id == Job.workflow_id)
+    .join(Project, Project.id == Workflow.project_id)
+    .where(Job.id == bindparam("job_id"), Workflow.deleted_at.is_(None))
+)
+
+can_read = select(Job.id).limit(1)
+
+
+class Listing(NamedTuple):
+    """The statements of a list: built once, since building costs more than running."""
+
+    count: Select
+    forwards: Select
+    backwards: Select
+
+
+def listing(condition: ColumnElement[bool]) -> Listing:
+    """The list of the jobs that meet the condition, but for deleted workflows."""
+    jobs = (
+        select(*listed_columns)
+        .join(Workflow, Workflow.id == Job.workflow_id)
+        .where(Workflow.deleted_at.is_(None), condition)
+    )
+    limits = {"limit": bindparam("limit"), "offset": bindparam("offset")}
+    return Listing(
+        jobs.with_only_columns(func.count()),
+        jobs.order_by(Job.inserted_at, Job.id)
+        .limit(limits["limit"])
+        .offset(limits["offset"]),
+        jobs.order_by(Job.inserted_at.desc(), Job.id.desc())
+        .limit(limits["limit"])
+        .offset(limits["offset"]),
+    )
+
+
+all_jobs = listing(accessible(Workflow.project_id))
+project_jobs = listing(Workflow.project_id == bindparam("project_id"))
+
+
+class Page(NamedTuple):
+    """The jobs of one page, and how many there are on all pages."""
+
+    jobs: list[RowMapping]
+    total: int
+
+
+def paginate(
+    connection: Connection, jobs: Listing, page: int, page_size: int, **values: Any
+) -> Page:
+    """One page of a list, oldest jobs first; no jobs past the last page."""
+    total = connection.scalar(jobs.count, values) or 0
+    offset = (page - 1) * page_size
+    size = min(page_size, total - offset)
+    if size <= 0:
+        return Page([], total)
+    # From the nearer end: sorting gets dearer with every row that is passed over.
+    after = total - offset - size
+    if after < offset:
+        values |= {"limit": size, "offset": after}
+        rows = connection.execute(jobs.backwards, values).mappings().all()
+        return Page(rows[::-1], total)
+    values |= {"limit": size, "offset": offset}
+    return Page(connection.execute(jobs.forwards, values).mappings().all(), total)
+
+
+BEGIN_WRITING = {
+    "sqlite": [
+        "ROLLBACK",
+        "PRAGMA busy_timeout = 60000",
+        "PRAGMA journal_mode = WAL",
+        "BEGIN IMMEDIATE",
+    ],
+    "postgresql": [
+        "SET TRANSACTION ISOLATION LEVEL READ COMMITTED READ WRITE",
+        "SET LOCAL statement_timeout = 0",
+        # Any number will do that no other program takes: "jobs" in ASCII.
+        "SELECT pg_advisory_xact_lock(1785684595)",
+    ],
+}
+
+
+class LightningDatabase(Exception):
+    """Refuses to write to the database of a Lightning instance."""
+
+
+@contextmanager
+def writing() -> Iterator[Session]:
+    """A session that holds the write lock from its start and commits at its end.
+
+    Raises LightningDatabase where Ecto's table of migrations stands: that database is
+    Lightning's to change.
+    """
+    with db.engine.connect() as connection:
+        # What is set for writing must not come back to the pool.
+        connection.detach()
+        for statement in BEGIN_WRITING[connection.dialect.name]:
+            connection.exec_driver_sql(statement)
+        if inspect(connection).has_table("schema_migrations"):
+            raise LightningDatabase
+        with Session(connection) as session:
+            yield session
+            session.commit()
+        connection.commit()
+
+
+def reason(error: DBAPIError) -> str:
+    """The database's complaint in one line, with a hint where tables are missing."""
+    line = str(error.orig).strip().partition("\n")[0]
+    missing = getattr(error.orig, "sqlstate", None) == "42P01"
+    if missing or line.startswith("no such table"):
+        return f"{line} (run `flask init-db` to create the tables)"
+    return line
