@@ -1,0 +1,202 @@
+"""Who gets in, and to what."""
+
+from datetime import UTC, datetime, timedelta
+
+import pytest
+
+from models import Project, User, UserToken, db
+
+
+def rows(app, model):
+    with app.app_context():
+        return db.session.scalars(db.select(model)).all()
+
+
+@pytest.fixture
+def token_id(app, seed):
+    """The id of the bearer's token."""
+    return rows(app, UserToken)[0].id
+
+
+def test_every_route_but_the_open_ones_wants_a_token(app, client):
+    """Before it looks at ids or arguments, which tell nothing then."""
+    open_routes = {"/health_check", "/api/openapi.json"}
+    for rule in app.url_map.iter_rules():
+        path = rule.rule.replace("<", "").replace(">", "")
+        response = client.get(f"{path}?unknown=1")
+        assert (response.status_code == 401) == (rule.rule not in open_routes), path
+
+
+@pytest.mark.parametrize(
+    "authorization",
+    [
+        "Bearer unknown",
+        "Bearer tökén",
+        "Bearer " + "x" * 100_000,
+        "Bearer a b",
+        "Bearer a=b,c",
+        "Bearer \x00",
+        'Bearer "',
+    ],
+    ids=lambda value: value[:12],
+)
+def test_wrong_token_is_refused_as_invalid(client, seed, authorization):
+    response = client.get("/api/jobs", headers={"Authorization": authorization})
+    assert response.status_code == 401
+    challenge = response.headers["WWW-Authenticate"]
+    assert challenge == 'Bearer realm="jobs", error="invalid_token"'
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {},
+        {"Authorization": ""},
+        {"Authorization": "Bearer"},
+        {"Authorization": "Bearer "},
+        {"Authorization": "Basic eW91OnB3"},
+        {"Authorization": "Bearerx y"},
+        {"X-Authorization": "Bearer x"},
+    ],
+    ids=str,
+)
+def test_request_without_a_token_is_told_to_bring_one(client, seed, headers):
+    response = client.get("/api/jobs", headers=headers)
+    assert response.status_code == 401
+    assert response.headers["WWW-Authenticate"] == 'Bearer realm="jobs"'
+    assert response.json == {
+        "error": "Unauthorized",
+        "errors": [
+            {
+                "status": "401",
+                "title": "Unauthorized",
+                "detail": "A valid bearer token is required.",
+            }
+        ],
+    }
+
+
+@pytest.mark.parametrize("scheme", ["bearer", "BEARER", "Bearer ", "Bearer  "])
+def test_scheme_has_no_case(client, seed, scheme):
+    token = seed.bearer["Authorization"].removeprefix("Bearer ")
+    response = client.get("/api/jobs", headers={"Authorization": f"{scheme} {token} "})
+    assert response.status_code == 200
+
+
+def test_revoked_token_is_refused(client, flask, seed, token_id):
+    flask("revoke-token", token_id)
+    assert client.get("/api/jobs", headers=seed.bearer).status_code == 401
+
+
+@pytest.mark.parametrize(
+    ("disabled", "status"), [(True, 401), (False, 200), (None, 200)]
+)
+def test_disabled_user_is_refused(
+    app, client, seed, token_id, set_columns, disabled, status
+):
+    user_id = rows(app, UserToken)[0].user_id
+    set_columns(User, user_id, disabled=disabled)
+    assert client.get("/api/jobs", headers=seed.bearer).status_code == status
+
+
+@pytest.mark.parametrize(("hours", "status"), [(23, 200), (25, 401), (-48, 200)])
+def test_token_ages(make_app, app, seed, token_id, set_columns, hours, status):
+    made = datetime.now(UTC).replace(tzinfo=None) - timedelta(hours=hours)
+    set_columns(UserToken, token_id, inserted_at=made)
+    client = make_app(TOKEN_MAX_AGE_DAYS=1).test_client()
+    assert client.get("/api/jobs", headers=seed.bearer).status_code == status
+
+
+@pytest.mark.parametrize("days", ["1", "999999999999999999999"])
+def test_token_does_not_age_before_its_time(make_app, app, seed, days):
+    client = make_app(TOKEN_MAX_AGE_DAYS=days).test_client()
+    assert client.get("/api/jobs", headers=seed.bearer).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("context", "opens"),
+    [
+        ("api", True),
+        ("session", False),
+        ("sudo_session", False),
+        ("reset_password", False),
+        ("api:sha256", False),
+        ("API", False),
+    ],
+)
+def test_only_api_rows_hold_tokens_as_they_are(
+    client, seed, token_id, set_columns, context, opens
+):
+    """What stands in a digest's row, say, cannot be presented."""
+    jwt = b"eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiJ4In0.c2ln"
+    set_columns(UserToken, token_id, context=context, token=jwt)
+    headers = {"Authorization": f"Bearer {jwt.decode()}"}
+    assert client.get("/api/jobs", headers=headers).status_code == (
+        200 if opens else 401
+    )
+
+
+def test_token_bytes_are_compared_as_they_are(client, seed, token_id, set_columns):
+    set_columns(UserToken, token_id, context="api", token=b"t\xe9\xff")
+    headers = {"Authorization": "Bearer té\xff"}
+    assert client.get("/api/jobs", headers=headers).status_code == 200
+
+
+def test_token_itself_is_not_kept(app, seed):
+    token = seed.bearer["Authorization"].removeprefix("Bearer ").encode()
+    stored = rows(app, UserToken)[0]
+    assert (stored.context, len(stored.token)) == ("api:sha256", 32)
+    assert token not in stored.token and token.decode() not in repr(stored)
+
+
+ROLES = ("owner", "admin", "editor", "viewer")
+USUAL, SUPPORTED, UNKNOWN = (
+    {},
+    {"allow_support_access": True},
+    {"allow_support_access": None},
+)
+SCHEDULED = {"scheduled_deletion": datetime(2999, 1, 1)}
+
+
+@pytest.mark.parametrize(
+    ("role", "support", "project", "allowed"),
+    [
+        *[(role, False, USUAL, True) for role in ROLES],
+        *[(role, True, SUPPORTED, True) for role in ROLES],
+        *[(role, False, SCHEDULED, False) for role in ROLES],
+        (None, False, USUAL, False),
+        (None, False, SUPPORTED, False),
+        (None, None, SUPPORTED, False),
+        (None, True, USUAL, False),
+        (None, True, UNKNOWN, False),
+        (None, True, SUPPORTED, True),
+        (None, True, SUPPORTED | SCHEDULED, False),
+        ("viewer", None, UNKNOWN, True),
+        ("viewer", True, SUPPORTED | SCHEDULED, False),
+    ],
+)
+def test_access(
+    app, client, flask, new_state, import_state, bearer, set_columns,
+    role, support, project, allowed,
+):  # fmt: skip
+    """One rule for the list of all, the list of one project and the single job."""
+    state = new_state(jobs=1)
+    job_id = state["workflows"][0]["jobs"][0]["id"]
+    import_state(new_state(jobs=1), "you@example.org:viewer")
+    import_state(state, f"you@example.org:{role or 'none'}")
+    [user] = rows(app, User)
+    set_columns(User, user.id, support_user=support)
+    set_columns(Project, state["id"], **project) if project else None
+    headers = bearer("you@example.org")
+    everything = client.get("/api/jobs", headers=headers).json
+    assert (job_id in [job["id"] for job in everything["data"]]) == allowed
+    assert everything["meta"]["total_entries"] == 1 + allowed
+    for path in (
+        f"/api/jobs?project_id={state['id']}",
+        f"/api/projects/{state['id']}/jobs",
+        f"/api/jobs/{job_id}",
+        f"/api/projects/{state['id']}/jobs/{job_id}",
+    ):
+        assert client.get(path, headers=headers).status_code == (
+            200 if allowed else 403
+        )

@@ -1,0 +1,212 @@
+"""What is refused, in which words, and with which headers."""
+
+import logging
+
+import pytest
+from flask import abort
+from werkzeug.exceptions import default_exceptions
+from werkzeug.http import HTTP_STATUS_CODES
+
+from models import db
+
+OPEN_ROUTES = ["/health_check", "/api/openapi.json"]
+
+
+def details(response):
+    return {
+        error.get("source", {}).get("parameter"): error["detail"]
+        for error in response.json["errors"]
+    }
+
+
+@pytest.mark.parametrize("status", default_exceptions)
+def test_every_error_is_json(empty_app, status):
+    empty_app.add_url_rule("/boom", view_func=lambda: abort(status))
+    response = empty_app.test_client().get("/boom")
+    assert (response.status_code, response.mimetype) == (status, "application/json")
+    assert response.json["error"] == HTTP_STATUS_CODES[status]
+    assert response.json["errors"][0]["status"] == str(status)
+
+
+def test_fault_of_ours_is_told_to_the_log_alone(empty_app, caplog):
+    empty_app.add_url_rule("/boom", view_func=lambda: 1 / 0)
+    response = empty_app.test_client().get("/boom")
+    assert (response.status_code, response.mimetype) == (500, "application/json")
+    assert "ZeroDivision" not in response.text
+    [record] = caplog.records
+    assert record.exc_info[0] is ZeroDivisionError
+
+
+@pytest.mark.parametrize("method", ["POST", "PUT", "PATCH", "DELETE", "TRACE", "PURGE"])
+@pytest.mark.parametrize("path", ["/api/jobs", "/api/jobs/x", "/health_check"])
+def test_other_methods_are_refused_with_those_allowed(client, method, path):
+    response = client.open(path, method=method)
+    assert (response.status_code, response.mimetype) == (405, "application/json")
+    assert set(response.allow) == {"GET", "HEAD", "OPTIONS"}
+
+
+def test_options_tells_the_methods(client):
+    response = client.options("/api/jobs")
+    assert (response.status_code, response.data) == (200, b"")
+    assert set(response.allow) == {"GET", "HEAD", "OPTIONS"}
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/",
+        "/api",
+        "/api/",
+        "/API/jobs",
+        "//api/jobs",
+        "/api//jobs",
+        "/api/jobs//",
+        "//health_check",
+        "/health_check//",
+        "/api/projects/x",
+        "/api/jobs/x/y",
+        "/static/x",
+        "/%00",
+        "/%ff",
+    ],
+)
+def test_other_paths_are_not_found(client, path):
+    response = client.get(f"http://localhost{path}")
+    assert (response.status_code, response.mimetype) == (404, "application/json")
+    assert "Location" not in response.headers
+
+
+NUMBER = "{} must be a whole number between 1 and {}."
+RANGE = "{} must be between 1 and {}."
+
+
+@pytest.mark.parametrize(
+    ("value", "detail"),
+    [
+        ("", NUMBER),
+        ("abc", NUMBER),
+        ("1.5", NUMBER),
+        ("-1", NUMBER),
+        ("%2B1", NUMBER),
+        ("+1", NUMBER),
+        ("1_0", NUMBER),
+        ("1e1", NUMBER),
+        ("0x1", NUMBER),
+        ("%D9%A1", NUMBER),
+        ("%EF%BC%91", NUMBER),
+        ("1%0A", NUMBER),
+        ("1%00", NUMBER),
+        ("%ff", NUMBER),
+        ("0", RANGE),
+        ("2147483648", RANGE),
+        ("9" * 30, RANGE),
+        ("9" * 5000, RANGE),
+    ],
+)
+@pytest.mark.parametrize(("name", "most"), [("page", 2147483647), ("page_size", 100)])
+def test_numbers_are_ascii_digits_within_limits(
+    client, seed, value, detail, name, most
+):
+    response = client.get(f"/api/jobs?{name}={value}", headers=seed.bearer)
+    assert response.status_code == 400
+    assert details(response) == {name: detail.format(name, most)}
+
+
+BAD_IDS = [
+    "x",
+    "13bae4ca-cabc-4a1f-8603-3dbdba8835e",
+    "13bae4ca-cabc-4a1f-8603-3dbdba8835e66",
+    "13bae4cacabc4a1f86033dbdba8835e6",
+    "{13bae4ca-cabc-4a1f-8603-3dbdba8835e6}",
+    "urn:uuid:13bae4ca-cabc-4a1f-8603-3dbdba8835e6",
+    "13bae4ca-cabc-4a1f-8603-3dbdba8835eg",
+    "13bae4ca_cabc_4a1f_8603_3dbdba8835e6",
+    "13bae4ca-cabc-4a1f-8603-3dbdba8835e%D9%A1",
+    "13bae4ca-cabc-4a1f-8603-3dbdba8835e6%0A",
+    "%2013bae4ca-cabc-4a1f-8603-3dbdba8835e6",
+]
+
+
+@pytest.mark.parametrize("bad_id", BAD_IDS)
+def test_id_has_one_form(client, seed, bad_id):
+    response = client.get(f"/api/jobs?project_id={bad_id}", headers=seed.bearer)
+    assert details(response) == {"project_id": "project_id must be a UUID."}
+    for path in (
+        f"/api/jobs/{bad_id}",
+        f"/api/projects/{bad_id}/jobs",
+        f"/api/projects/{bad_id}/jobs/{seed.job_ids[0]}",
+        f"/api/projects/{seed.project_id}/jobs/{bad_id}",
+    ):
+        response = client.get(path, headers=seed.bearer)
+        assert response.status_code == 400, path
+        [detail] = details(response).items()
+        assert detail[0] is None and detail[1].endswith(" is not a UUID.")
+
+
+def test_every_argument_at_fault_is_named(client, seed):
+    query = "page=0&page_size=1&page_size=2&projectid=x&project_id=&%C3%A9=1"
+    response = client.get(f"/api/jobs?{query}", headers=seed.bearer)
+    assert response.json["error"] == "Bad Request"
+    assert details(response) == {
+        "page": "page must be between 1 and 2147483647.",
+        "page_size": "page_size must be given once.",
+        "projectid": "projectid is not an argument of this request.",
+        "project_id": "project_id must be a UUID.",
+        "é": "é is not an argument of this request.",
+    }
+
+
+def test_routes_know_their_own_arguments_alone(client, seed):
+    project, job = seed.project_id, seed.job_ids[0]
+    for path, name in (
+        (f"/api/projects/{project}/jobs?project_id={project}", "project_id"),
+        (f"/api/jobs/{job}?page=1", "page"),
+        (f"/api/projects/{project}/jobs/{job}?page_size=1", "page_size"),
+    ):
+        response = client.get(path, headers=seed.bearer)
+        assert response.status_code == 400
+        assert details(response) == {
+            name: f"{name} is not an argument of this request."
+        }
+
+
+def test_arguments_are_judged_before_the_project(client, seed):
+    foreign = seed.foreign_project_id
+    for path in (
+        f"/api/jobs?project_id={foreign}&page=0",
+        f"/api/projects/{foreign}/jobs?page=0",
+        f"/api/projects/{foreign}/jobs/x",
+        f"/api/projects/{foreign}/jobs/{seed.foreign_job_id}?page=1",
+    ):
+        assert client.get(path, headers=seed.bearer).status_code == 400
+
+
+def test_database_without_tables_is_unavailable(empty_app, caplog):
+    """And the log says in one line what to do, without the token."""
+    headers = {"Authorization": "Bearer secret"}
+    for path in ("/health_check", "/api/jobs"):
+        caplog.clear()
+        response = empty_app.test_client().get(path, headers=headers)
+        assert (response.status_code, response.mimetype) == (503, "application/json")
+        assert response.headers["Retry-After"] == "5"
+        [record] = caplog.records
+        assert record.levelno == logging.ERROR and record.exc_info is None
+        assert "run `flask init-db`" in record.message
+        assert "secret" not in record.message and "\n" not in record.message
+
+
+def test_pool_without_a_free_connection_is_unavailable(app, monkeypatch):
+    with app.app_context():
+        monkeypatch.setattr(db.engine.pool, "_timeout", 0.1)
+        held = [db.engine.connect() for _ in range(8)]
+        response = app.test_client().get("/health_check")
+        for connection in held:
+            connection.close()
+    assert response.status_code == 503
+    assert app.test_client().get("/health_check").status_code == 200
+
+
+def test_health_check_is_fresh(client):
+    response = client.get("/health_check")
+    assert (response.status_code, response.json) == (200, {"status": "ok"})
+    assert response.headers["Cache-Control"] == "no-store"

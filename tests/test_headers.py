@@ -1,0 +1,151 @@
+"""Headers of answers, and of requests that come through proxies."""
+
+import pytest
+
+
+@pytest.fixture
+def paths(seed):
+    """A path of each job route."""
+    project, job = seed.project_id, seed.job_ids[0]
+    return [
+        "/api/jobs",
+        f"/api/projects/{project}/jobs",
+        f"/api/jobs/{job}",
+        f"/api/projects/{project}/jobs/{job}",
+    ]
+
+
+def test_job_routes_answer_304_to_those_who_have_it(client, seed, paths):
+    for path in paths:
+        full = client.get(path, headers=seed.bearer)
+        etag = full.headers["ETag"]
+        assert etag.startswith('"') and full.headers["Vary"] == "Authorization"
+        assert full.headers["Cache-Control"] == "private, no-cache"
+        for match in (etag, f'W/{etag}, "x"', "*"):
+            headers = seed.bearer | {"If-None-Match": match}
+            response = client.get(path, headers=headers)
+            assert (response.status_code, response.data) == (304, b"")
+            for name in ("ETag", "Vary", "Cache-Control", "Link"):
+                assert response.headers.get(name) == full.headers.get(name)
+        headers = seed.bearer | {"If-None-Match": '"x"', "If-Match": '"x"'}
+        assert client.get(path, headers=headers).data == full.data
+
+
+def test_match_is_judged_after_access(client, seed):
+    for path, status in (
+        (f"/api/jobs/{seed.foreign_job_id}", 403),
+        ("/api/jobs?page=0", 400),
+    ):
+        headers = seed.bearer | {"If-None-Match": "*"}
+        assert client.get(path, headers=headers).status_code == status
+    assert client.get("/api/jobs", headers={"If-None-Match": "*"}).status_code == 401
+
+
+def test_etag_follows_the_answer(client, seed, flask, import_state):
+    path = f"/api/jobs/{seed.job_ids[0]}"
+    before = client.get(path, headers=seed.bearer).headers["ETag"]
+    assert client.get(path, headers=seed.bearer).headers["ETag"] == before
+    seed.state["workflows"][0]["jobs"][0]["body"] = "changed"
+    import_state(seed.state)
+    assert client.get(path, headers=seed.bearer).headers["ETag"] != before
+
+
+def test_link_header_has_the_links_of_the_list(client, seed):
+    url = "/api/jobs?page=2&page_size=1"
+    response = client.get(url, headers=seed.bearer)
+    links = response.json["links"]
+    assert response.headers["Link"] == ", ".join(
+        f'<{links[rel]}>; rel="{rel}"' for rel in ("first", "prev", "next", "last")
+    )
+    only = client.get("/api/jobs", headers=seed.bearer).headers["Link"]
+    assert "prev" not in only and "next" not in only
+
+
+def test_nothing_is_sniffed_and_errors_are_not_kept(client, seed):
+    for path, headers, cache in (
+        ("/api/jobs", seed.bearer, "private, no-cache"),
+        ("/api/jobs", {}, "no-store"),
+        ("/nothing", {}, "no-store"),
+        ("/health_check", {}, "no-store"),
+    ):
+        response = client.get(path, headers=headers)
+        assert response.headers["X-Content-Type-Options"] == "nosniff"
+        assert response.headers["Cache-Control"] == cache
+
+
+FORWARDED = {
+    "X-Forwarded-For": "10.0.0.1",
+    "X-Forwarded-Proto": "https",
+    "X-Forwarded-Host": "jobs.example",
+    "X-Forwarded-Port": "1",
+    "X-Forwarded-Prefix": "/evil",
+    "Forwarded": "host=evil.example;proto=ftp",
+}
+
+
+@pytest.mark.parametrize(
+    ("proxies", "root"), [(0, "http://localhost"), (1, "https://jobs.example")]
+)
+def test_only_trusted_proxies_are_believed(make_app, seed, proxies, root):
+    client = make_app(TRUSTED_PROXIES=proxies).test_client()
+    response = client.get("/api/jobs", headers=seed.bearer | FORWARDED)
+    assert response.json["links"]["self"] == f"{root}/api/jobs"
+
+
+def test_no_more_proxies_are_believed_than_told(make_app, seed):
+    client = make_app(TRUSTED_PROXIES=1).test_client()
+    headers = {"X-Forwarded-Host": "evil.example, jobs.example"}
+    response = client.get("/api/jobs", headers=seed.bearer | headers)
+    assert response.json["links"]["self"] == "http://jobs.example/api/jobs"
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"Host": "a b<>"},
+        {"Host": "evil.com/x"},
+        {"Host": ""},
+        {"Host": "a:b"},
+        {"Host": "a:99999"},
+        {"Host": "[::1"},
+        {"Host": "a\x00"},
+        {"Host": "é"},
+        {"Host": "a@b"},
+        {"X-Forwarded-Host": "evil.com/x"},
+        {"X-Forwarded-Proto": "javascript"},
+        {"X-Forwarded-Proto": "https://evil.com/?"},
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("path", ["/api/jobs", "/health_check", "/nothing"])
+def test_malformed_address_is_refused(make_app, seed, headers, path):
+    client = make_app(TRUSTED_PROXIES=1).test_client()
+    response = client.get(path, headers=seed.bearer | headers)
+    assert (response.status_code, response.mimetype) == (400, "application/json")
+
+
+@pytest.mark.parametrize(
+    ("host", "status"),
+    [
+        ("jobs.example", 200),
+        ("jobs.example:8443", 200),
+        ("a.internal", 200),
+        ("internal", 200),
+        ("127.0.0.1:8000", 200),
+        ("evil.example", 400),
+        ("jobs.example.evil.example", 400),
+        ("notinternal", 400),
+    ],
+)
+@pytest.mark.parametrize(
+    "trusted",
+    ["Jobs.example, .internal,127.0.0.1", ["jobs.example", ".internal", "127.0.0.1"]],
+)
+def test_only_trusted_hosts_are_served(make_app, seed, host, status, trusted):
+    client = make_app(TRUSTED_HOSTS=trusted, TRUSTED_PROXIES=1).test_client()
+    for headers in ({"Host": host}, {"X-Forwarded-Host": host}):
+        if "X-Forwarded-Host" not in headers or status == 400:
+            for path in ("/api/jobs", "/health_check", "/nothing"):
+                got = client.get(path, headers=seed.bearer | headers)
+                expected = 404 if (path, status) == ("/nothing", 200) else status
+                assert got.status_code == expected
