@@ -1,0 +1,461 @@
+"""Importing project state files: what they change, and what is refused whole."""
+
+import json
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+
+from models import Job, Project, ProjectUser, User, UserToken, Workflow, db
+
+REAL_FILE = Path(__file__).parent.parent.parent / "shared/data/t3-demo-state.json"
+
+PROJECT = "e09231d6-869f-4ecf-b163-e42a07849f0b"
+WORKFLOW = "1a1175db-1962-47de-a7a9-52a36b2a4c85"
+JOB = "13bae4ca-cabc-4a1f-8603-3dbdba8835e6"
+OTHER = "9c3bfbc0-71e7-49da-bca1-9c307ffc3c7b"
+
+
+@pytest.fixture
+def dump(app):
+    """A function that gives all rows of all tables."""
+
+    def run():
+        with app.app_context():
+            return {
+                model.__name__: {
+                    row["id"]: dict(row)
+                    for row in db.session.execute(db.select(model.__table__)).mappings()
+                }
+                for model in (Project, Workflow, Job, User, ProjectUser, UserToken)
+            }
+
+    return run
+
+
+@pytest.fixture
+def state():
+    """A small state; tests change it."""
+    job = {"id": JOB, "name": "Job", "body": "fn();"}
+    workflow = {"id": WORKFLOW, "name": "Workflow", "jobs": {"job": job}}
+    return {"id": PROJECT, "name": "Project", "workflows": {"flow": workflow}}
+
+
+@pytest.fixture
+def job(state):
+    """The job in the state."""
+    return state["workflows"]["flow"]["jobs"]["job"]
+
+
+def test_first_import_creates(import_state, state, job, dump):
+    job["adaptor"] = "@openfn/language-http@6.5.4"
+    state |= {"scheduled_deletion": "2030-01-01T00:00:00", "allow_support_access": True}
+    before = datetime.now(UTC).replace(tzinfo=None)
+    line = import_state(state, "You@Example.org:owner", "two@example.org")
+    assert line == (
+        f"Project {PROJECT}: 1 jobs created, 2 members created, 1 workflows created.\n"
+    )
+    rows = dump()
+    assert rows["Project"][PROJECT] == {
+        "id": PROJECT,
+        "name": "Project",
+        "scheduled_deletion": datetime(2030, 1, 1),
+        "allow_support_access": True,
+    }
+    created = rows["Job"][JOB]
+    assert before <= created["inserted_at"] <= before + timedelta(minutes=1)
+    assert created["inserted_at"] == created["updated_at"]
+    assert created["adaptor"] == "@openfn/language-http@6.5.4"
+    emails = {user["id"]: user["email"] for user in rows["User"].values()}
+    members = {
+        emails[row["user_id"]]: row["role"] for row in rows["ProjectUser"].values()
+    }
+    assert members == {"you@example.org": "owner", "two@example.org": "viewer"}
+
+
+def test_unchanged_file_changes_nothing(import_state, new_state, dump):
+    state = new_state(jobs=5)
+    import_state(state, "you@example.org:admin")
+    before = dump()
+    line = import_state({"data": state}, "you@example.org", "YOU@example.org:admin")
+    assert dump() == before
+    assert line == (
+        f"Project {state['id']}: "
+        "5 jobs unchanged, 2 members unchanged, 3 workflows unchanged.\n"
+    )
+
+
+def test_change_sets_the_time_of_the_change(import_state, state, job, dump):
+    import_state(state)
+    before = dump()["Job"][JOB]
+    job["body"] = "changed"
+    assert "1 jobs updated" in import_state(state)
+    after = dump()["Job"][JOB]
+    assert after["inserted_at"] == before["inserted_at"]
+    assert after["updated_at"] > before["updated_at"]
+    assert after["body"] == "changed"
+
+
+def test_time_in_the_file_wins(import_state, state, job, dump):
+    job |= {
+        "inserted_at": "2024-01-01T00:00:00Z",
+        "updated_at": "2024-02-01T01:00:00+01:00",
+    }
+    import_state(state)
+    job["body"] = "changed"
+    import_state(state)
+    row = dump()["Job"][JOB]
+    assert row["inserted_at"] == datetime(2024, 1, 1)
+    assert row["updated_at"] == datetime(2024, 2, 1)
+
+
+def test_optional_keys_that_are_gone_leave_what_is_there(
+    import_state, state, job, dump
+):
+    workflow = state["workflows"]["flow"]
+    state |= {"allow_support_access": True, "scheduled_deletion": "2030-01-01"}
+    workflow["deleted_at"] = "2024-01-01T00:00:00.5"
+    job |= {"adaptor": "x", "inserted_at": "2024-01-01", "updated_at": "2024-01-01"}
+    import_state(state)
+    before = dump()
+    for entry, keys in (
+        (state, ("allow_support_access", "scheduled_deletion")),
+        (workflow, ("deleted_at",)),
+        (job, ("adaptor", "inserted_at", "updated_at")),
+    ):
+        for key in keys:
+            del entry[key]
+    job["inserted_at"] = None
+    import_state(state)
+    assert dump() == before
+    workflow["deleted_at"] = state["scheduled_deletion"] = None
+    import_state(state)
+    assert dump()["Workflow"][WORKFLOW]["deleted_at"] is None
+    assert dump()["Project"][PROJECT]["scheduled_deletion"] is None
+
+
+def test_what_the_file_no_longer_has_is_deleted(import_state, new_state, dump):
+    """In its project alone; entries marked for deletion are dropped unread."""
+    other, state = new_state(jobs=2), new_state(jobs=4)
+    import_state(other, "you@example.org")
+    import_state(state, "you@example.org")
+    kept, gone = state["workflows"]
+    kept["jobs"][0] = {"delete": True}
+    state["workflows"][1] = {"id": "nonsense", "delete": True, "jobs": 5}
+    assert "3 jobs deleted" in import_state(state)
+    rows = dump()
+    ids = {kept["jobs"][1]["id"]} | {job["id"] for job in other["workflows"][0]["jobs"]}
+    assert rows["Job"].keys() == ids
+    assert rows["Workflow"].keys() == {kept["id"], other["workflows"][0]["id"]}
+    assert len(rows["ProjectUser"]) == 2
+
+
+def test_job_moves_from_a_workflow_that_goes(import_state, new_state, dump):
+    state = new_state(jobs=4)
+    import_state(state)
+    first, second = state["workflows"]
+    first["jobs"] += second["jobs"]
+    state["workflows"] = [first]
+    import_state(state)
+    rows = dump()
+    assert len(rows["Job"]) == 4
+    assert {job["workflow_id"] for job in rows["Job"].values()} == {first["id"]}
+
+
+def test_new_jobs_keep_the_order_of_the_file(import_state, new_state, client, bearer):
+    state = new_state(jobs=9)
+    import_state(state, "you@example.org")
+    listed = client.get("/api/jobs", headers=bearer("you@example.org")).json["data"]
+    assert [job["attributes"]["name"] for job in listed] == [
+        f"Job {n}" for n in range(9)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("before", "member", "role"),
+    [
+        (None, "YOU@example.org", "viewer"),
+        (None, "you@example.org:editor", "editor"),
+        (None, "you@example.org:none", None),
+        ("admin", "you@example.org", "admin"),
+        ("admin", "you@Example.org:viewer", "viewer"),
+        ("admin", "you@example.org:none", None),
+        ("admin", "they@example.org:none", "admin"),
+    ],
+)
+def test_member_gets_the_role(import_state, state, dump, before, member, role):
+    import_state(state, *([f"you@example.org:{before}"] if before else []))
+    import_state(state, member)
+    assert [row["role"] for row in dump()["ProjectUser"].values()] == [role] * bool(
+        role
+    )
+    assert [row["email"] for row in dump()["User"].values()] == (
+        [] if not before and not role else ["you@example.org"]
+    )
+
+
+def test_array_and_object_are_the_same(import_state, state, dump, job):
+    import_state(state)
+    before = dump()
+    workflow = state["workflows"]["flow"]
+    state["workflows"] = [workflow | {"jobs": [job]}]
+    import_state(state)
+    assert dump() == before
+
+
+def test_byte_order_mark_and_unknown_keys_are_accepted(flask, state, job, dump):
+    job["edges"] = {"x": [1.5, 10**400, None]}
+    content = b"\xef\xbb\xbf" + json.dumps(state).encode()
+    flask("import-project", "-", input=content)
+    assert JOB in dump()["Job"]
+
+
+def test_file_is_read_by_its_name(flask, state, dump, tmp_path, runner):
+    path = tmp_path / "state.json"
+    path.write_text(json.dumps(state))
+    flask("import-project", str(path))
+    assert JOB in dump()["Job"]
+    for missing in (str(tmp_path / "none.json"), str(tmp_path)):
+        result = runner.invoke(args=["import-project", missing])
+        assert result.exit_code == 2 and missing in result.stderr
+
+
+DEEP = "[" * 100_000 + "]" * 100_000
+
+
+@pytest.mark.parametrize(
+    ("content", "line"),
+    [
+        ("", "The file is not JSON: Expecting value"),
+        ("{", "The file is not JSON: Expecting property name"),
+        ("NaN", "The file is not JSON: NaN"),
+        ('{"x": Infinity}', "The file is not JSON: Infinity"),
+        ('{"a": "\x01"}', "The file is not JSON: Invalid control character"),
+        ("{} {}", "The file is not JSON: Extra data"),
+        (b'{"\xff": 1}', "The file is not UTF-8 at byte 2."),
+        ("{}".encode("utf-16"), "The file is not UTF-8 at byte 0."),
+        ("[]", "The file: Must be an object."),
+        ("5", "The file: Must be an object."),
+        ("null", "The file: Must be an object."),
+        ('{"data": []}', "data: Must be an object."),
+        (DEEP, "The file is nested too deep."),
+        (f'{{"x": {DEEP}}}', "The file is nested too deep."),
+        (
+            '{"x": {"a": 1, "b": [{"a": 1, "a": 2}]}}',
+            "x.b[0].a: Stands twice in one object.",
+        ),
+    ],
+    ids=range(15),
+)
+def test_what_is_no_state_file_is_refused(runner, dump, content, line):
+    result = runner.invoke(args=["import-project", "-"], input=content)
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert result.stderr.startswith(line) and result.stderr.count("\n") == 1
+
+
+REMOVE = object()
+FLOW, PLACE = "workflows.flow", "workflows.flow.jobs.job"
+MISSING = "Missing data for required field."
+NULL = "Field may not be null."
+TEXT = "Not a valid string."
+NO_ID = "Not a valid UUID."
+NUL = "Must not contain NUL."
+SURROGATE = "Must not contain lone surrogates."
+NO_TIME = "Not a valid datetime."
+
+
+@pytest.mark.parametrize(
+    ("place", "key", "value", "line"),
+    [
+        *[
+            (place, key, value, f"{place}.{key}".lstrip(".") + f": {message}")
+            for place, keys in (
+                ("", ("id", "name")),
+                (FLOW, ("id", "name")),
+                (PLACE, ("id", "name", "body")),
+            )
+            for key in keys
+            for value, message in (
+                (REMOVE, MISSING),
+                (None, NULL),
+                (5, NO_ID if key == "id" else TEXT),
+                ({}, NO_ID if key == "id" else TEXT),
+                (True, NO_ID if key == "id" else TEXT),
+            )
+        ],
+        *[
+            (place, key, value, f"{place}.{key}".lstrip(".") + f": {message}")
+            for place, key in (("", "workflows"), (FLOW, "jobs"))
+            for value, message in (
+                (REMOVE, MISSING),
+                (None, NULL),
+                ("x", "Must be an object or an array."),
+                (5, "Must be an object or an array."),
+            )
+        ],
+        *[
+            (place, "id", value, f"{place}.id".lstrip(".") + f": {NO_ID}")
+            for place in ("", FLOW, PLACE)
+            for value in (
+                "",
+                "x",
+                f"{{{JOB}}}",
+                f"urn:uuid:{JOB}",
+                JOB.replace("-", ""),
+                f"{JOB}\n",
+            )
+        ],
+        ("", "workflows", [5], "workflows[0]: Must be an object."),
+        (FLOW, "jobs", {"job": []}, f"{PLACE}: Must be an object."),
+        (FLOW, "jobs", {"a\nb": []}, f'{FLOW}.jobs."a\\nb": Must be an object.'),
+        (FLOW, "jobs", {"\ud800": []}, f'{FLOW}.jobs."\\ud800": Must be an object.'),
+        ("", "name", "x" * 256, "name: Longer than maximum length 255."),
+        (FLOW, "name", "é" * 256, f"{FLOW}.name: Longer than maximum length 255."),
+        (PLACE, "name", "x" * 256, f"{PLACE}.name: Longer than maximum length 255."),
+        (
+            PLACE,
+            "adaptor",
+            "x" * 256,
+            f"{PLACE}.adaptor: Longer than maximum length 255.",
+        ),
+        (PLACE, "adaptor", 5, f"{PLACE}.adaptor: {TEXT}"),
+        (PLACE, "adaptor", None, f"{PLACE}.adaptor: {NULL}"),
+        ("", "name", "a\0b", f"name: {NUL}"),
+        (FLOW, "name", "\0", f"{FLOW}.name: {NUL}"),
+        (PLACE, "body", "\0", f"{PLACE}.body: {NUL}"),
+        (PLACE, "adaptor", "\0", f"{PLACE}.adaptor: {NUL}"),
+        (PLACE, "body", "\ud800", f"{PLACE}.body: {SURROGATE}"),
+        (PLACE, "name", "x\udfffx", f"{PLACE}.name: {SURROGATE}"),
+        (PLACE, "inserted_at", "yesterday", f"{PLACE}.inserted_at: {NO_TIME}"),
+        (PLACE, "inserted_at", "", f"{PLACE}.inserted_at: {NO_TIME}"),
+        (PLACE, "updated_at", 5, f"{PLACE}.updated_at: {NO_TIME}"),
+        (PLACE, "updated_at", "2024-02-30T00:00:00", f"{PLACE}.updated_at: {NO_TIME}"),
+        (PLACE, "updated_at", "10000-01-01T00:00:00", f"{PLACE}.updated_at: {NO_TIME}"),
+        (
+            PLACE,
+            "updated_at",
+            "0001-01-01T00:00:00+23:00",
+            f"{PLACE}.updated_at: Out of range.",
+        ),
+        (FLOW, "deleted_at", "x", f"{FLOW}.deleted_at: {NO_TIME}"),
+        (FLOW, "deleted_at", False, f"{FLOW}.deleted_at: {NO_TIME}"),
+        ("", "scheduled_deletion", [], f"scheduled_deletion: {NO_TIME}"),
+        (
+            "",
+            "allow_support_access",
+            "yes",
+            "allow_support_access: Not a valid boolean.",
+        ),
+        ("", "allow_support_access", {}, "allow_support_access: Not a valid boolean."),
+    ],
+    ids=lambda value: ascii(value)[:20],
+)
+def test_fault_is_named_with_its_place(
+    runner, import_state, state, dump, place, key, value, line
+):
+    """And the database stays as it was."""
+    import_state(state, "you@example.org")
+    before = dump()
+    entry = state
+    for name in place.split(".") if place else []:
+        entry = entry[name]
+    entry[key] = value
+    if value is REMOVE:
+        del entry[key]
+    result = runner.invoke(args=["import-project", "-"], input=json.dumps(state))
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert result.stderr == f"{line}\n"
+    assert dump() == before
+
+
+def test_all_faults_are_named_at_once(runner, state, job):
+    job |= {"id": "x", "name": None}
+    state["workflows"]["flow"]["id"] = 5
+    state["workflows"]["other"] = {"id": OTHER, "name": "Other", "jobs": [{}, job]}
+    result = runner.invoke(args=["import-project", "-"], input=json.dumps(state))
+    assert set(result.stderr.splitlines()) == {
+        f"{FLOW}.id: {NO_ID}",
+        f"{PLACE}.id: {NO_ID}",
+        f"{PLACE}.name: {NULL}",
+        f"workflows.other.jobs[0].id: {MISSING}",
+        f"workflows.other.jobs[0].name: {MISSING}",
+        f"workflows.other.jobs[0].body: {MISSING}",
+        f"workflows.other.jobs[1].id: {NO_ID}",
+        f"workflows.other.jobs[1].name: {NULL}",
+    }
+
+
+def test_id_that_stands_twice_is_refused(runner, state, job, dump):
+    state["workflows"]["two"] = {
+        "id": OTHER,
+        "name": "Two",
+        "jobs": [job | {"id": JOB.upper()}, job | {"id": OTHER}],
+    }
+    result = runner.invoke(args=["import-project", "-"], input=json.dumps(state))
+    assert result.stderr == f"workflows.two.jobs[0].id: Stands at {PLACE} too.\n"
+    state["workflows"]["two"] = {"id": WORKFLOW.upper(), "name": "Two", "jobs": []}
+    result = runner.invoke(
+        args=["import-project", "-"], input=json.dumps({"data": state})
+    )
+    assert result.stderr == f"data.workflows.two.id: Stands at data.{FLOW} too.\n"
+    assert dump()["Project"] == {}
+
+
+def test_id_of_another_project_is_refused(runner, import_state, state, dump):
+    import_state(state)
+    before = dump()
+    thief = state | {"id": OTHER}
+    result = runner.invoke(args=["import-project", "-"], input=json.dumps(thief))
+    assert (result.exit_code, result.stderr) == (
+        1,
+        f"{FLOW}.id: Belongs to another project.\n"
+        f"{PLACE}.id: Belongs to another project.\n",
+    )
+    assert dump() == before
+
+
+@pytest.mark.parametrize(
+    "member",
+    [
+        "",
+        "you",
+        "you@",
+        "@x",
+        "a b@x",
+        "you@example.org:",
+        "you@example.org:boss",
+        "you@example.org:Owner",
+        "a@b@c",
+        "x\n@y",
+        "x" * 256 + "@y",
+    ],
+)
+def test_member_that_is_none_is_refused(runner, state, dump, member):
+    args = ["import-project", "-", "--member", member]
+    result = runner.invoke(args=args, input=json.dumps(state))
+    assert result.exit_code == 1
+    assert result.stderr.startswith("--member ") and result.stderr.count("\n") == 1
+    assert dump()["Project"] == {}
+
+
+def test_thirty_thousand_jobs_in_one_file(import_state, new_state):
+    """More than a statement takes parameters, on either database."""
+    state = new_state(jobs=30_000)
+    assert "30000 jobs created" in import_state(state)
+    assert "30000 jobs unchanged" in import_state(state)
+
+
+def test_real_file_is_walked_from_import_to_curl(flask, client, bearer, dump):
+    if not REAL_FILE.exists():
+        pytest.skip(f"needs {REAL_FILE.name}")
+    for _ in range(2):
+        flask("import-project", str(REAL_FILE), "--member", "you@example.org:owner")
+    headers = bearer("you@example.org")
+    project = json.loads(REAL_FILE.read_text())
+    jobs = [job for w in project["workflows"].values() for job in w["jobs"].values()]
+    listed = client.get("/api/jobs", headers=headers).json["data"]
+    assert [job["id"] for job in listed] == [job["id"] for job in jobs]
+    for resource, job in zip(listed, jobs, strict=True):
+        shown = client.get(resource["links"]["self"], headers=headers).json["data"]
+        assert shown["attributes"]["body"] == job["body"]
+        assert shown["attributes"]["adaptor"] == job["adaptor"]
