@@ -12,6 +12,7 @@ from flask_sqlalchemy import SQLAlchemy
 from sqlalchemy import (
     ColumnElement,
     Connection,
+    Dialect,
     ForeignKey,
     Index,
     LargeBinary,
@@ -36,6 +37,9 @@ from sqlalchemy.sql.functions import FunctionElement
 
 # The contexts that open the API: of a token as Lightning keeps it, and of a digest.
 PLAIN, DIGEST = "api", "api:sha256"
+
+# How many jobs at an end of the table are looked through before a whole list is sorted.
+WINDOW = 2000
 
 DEFAULT_ADAPTOR = "@openfn/language-common@latest"
 
@@ -74,7 +78,20 @@ db = SQLAlchemy(
     }
 )
 
-Id = Uuid(as_uuid=False)
+
+class Id(Uuid[str]):
+    """A UUID that is text in Python, lower case with hyphens, as answers have it."""
+
+    cache_ok = True
+
+    def __init__(self) -> None:
+        super().__init__(as_uuid=False)
+
+    def result_processor(self, dialect: Dialect, coltype: Any) -> Any:
+        """Split SQLite's 32 digits without a detour through UUID objects."""
+        if dialect.supports_native_uuid:
+            return super().result_processor(dialect, coltype)
+        return lambda h: h and f"{h[:8]}-{h[8:12]}-{h[12:16]}-{h[16:20]}-{h[20:]}"
 
 
 def new_id() -> str:
@@ -206,16 +223,22 @@ def _(element, compiler, **kw):
 @compiles(is_among, "postgresql")
 def _(element, compiler, **kw):
     column, ids = (compiler.process(clause, **kw) for clause in element.clauses)
-    return f"({column} = ANY (CAST({ids} AS UUID[])))"
+    return f"({column} IN (SELECT unnest(CAST({ids} AS UUID[]))))"
 
 
 # The access rule: a member's projects, and a support user's where the project allows
 # it, none of them scheduled for deletion. Read once a request, with the token: the
 # statements after it need no join for it, and PostgreSQL need not plan them anew.
 accessible_projects = union_all(
-    select(Project.id)
-    .join(ProjectUser, ProjectUser.project_id == Project.id)
-    .where(ProjectUser.user_id == User.id, Project.scheduled_deletion.is_(None))
+    select(ProjectUser.project_id.label("id"))
+    .where(
+        ProjectUser.user_id == User.id,
+        # A look-up a membership: joined, PostgreSQL would read all projects for them.
+        select(Project.scheduled_deletion)
+        .where(Project.id == ProjectUser.project_id)
+        .scalar_subquery()
+        .is_(None),
+    )
     .correlate(User),
     select(Project.id)
     .where(
@@ -278,27 +301,39 @@ class Listing(NamedTuple):
     """The statements of a list: built once, since building costs more than running."""
 
     count: Select
-    forwards: Select
-    backwards: Select
+    pages: dict[tuple[bool, bool], Select]
+
+
+def in_order(
+    query: Select, jobs: Any, backwards: bool, limit: Any = None, offset: Any = None
+) -> Select:
+    """A part of a query's jobs, oldest first or, backwards, newest first."""
+    order = [jobs.inserted_at, jobs.id]
+    if backwards:
+        order = [column.desc() for column in order]
+    return query.order_by(*order).limit(limit).offset(offset)
 
 
 def listing(condition: ColumnElement[bool]) -> Listing:
-    """The list of the jobs that meet the condition, but for deleted workflows."""
-    jobs = (
-        select(*listed_columns)
-        .join(Workflow, Workflow.id == Job.workflow_id)
-        .where(Workflow.deleted_at.is_(None), condition)
-    )
-    limits = {"limit": bindparam("limit"), "offset": bindparam("offset")}
-    return Listing(
-        jobs.with_only_columns(func.count()),
-        jobs.order_by(Job.inserted_at, Job.id)
-        .limit(limits["limit"])
-        .offset(limits["offset"]),
-        jobs.order_by(Job.inserted_at.desc(), Job.id.desc())
-        .limit(limits["limit"])
-        .offset(limits["offset"]),
-    )
+    """The list of the jobs that meet the condition, but for deleted workflows.
+
+    A page's ids come from the first job or from the last, and from all jobs or from the
+    WINDOW jobs at that end of the table; only then its rows are read.
+    """
+    workflows = select(Workflow.id).where(Workflow.deleted_at.is_(None), condition)
+    listed = Job.workflow_id.in_(workflows)
+    part = {"limit": bindparam("limit"), "offset": bindparam("offset")}
+    pages = {}
+    for backwards in (False, True):
+        everywhere = in_order(select(Job.id).where(listed), Job, backwards, **part)
+        keys = select(Job.id, Job.inserted_at, Job.workflow_id)
+        window = in_order(keys, Job, backwards, WINDOW).subquery().c
+        is_listed = workflows.where(Workflow.id == window.workflow_id).exists()
+        near = in_order(select(window.id).where(is_listed), window, backwards, **part)
+        for in_window, ids in ((False, everywhere), (True, near)):
+            rows = select(*listed_columns).join(Workflow).where(Job.id.in_(ids))
+            pages[backwards, in_window] = in_order(rows, Job, backwards)
+    return Listing(select(func.count(Job.id)).where(listed), pages)
 
 
 all_jobs = listing(accessible(Workflow.project_id))
@@ -318,17 +353,17 @@ def paginate(
     """One page of a list, oldest jobs first; no jobs past the last page."""
     total = connection.scalar(jobs.count, values) or 0
     offset = (page - 1) * page_size
-    size = min(page_size, total - offset)
-    if size <= 0:
-        return Page([], total)
+    size = max(0, min(page_size, total - offset))
     # From the nearer end: sorting gets dearer with every row that is passed over.
-    after = total - offset - size
-    if after < offset:
-        values |= {"limit": size, "offset": after}
-        rows = connection.execute(jobs.backwards, values).mappings().all()
-        return Page(rows[::-1], total)
-    values |= {"limit": size, "offset": offset}
-    return Page(connection.execute(jobs.forwards, values).mappings().all(), total)
+    backwards = total - offset - size < offset
+    values |= {"limit": size, "offset": total - offset - size if backwards else offset}
+    rows = []
+    # Who sees many jobs most likely finds a page near an end of the table, unsorted.
+    if size and total > WINDOW:
+        rows = connection.execute(jobs.pages[backwards, True], values).mappings().all()
+    if len(rows) < size:
+        rows = connection.execute(jobs.pages[backwards, False], values).mappings().all()
+    return Page(rows[::-1] if backwards else rows, total)
 
 
 BEGIN_WRITING = {

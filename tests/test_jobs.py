@@ -201,6 +201,33 @@ def test_every_page_in_turn_is_the_whole_list(client, new_state, import_state, b
     )
 
 
+def test_long_list_is_in_order_wherever_its_jobs_stand(
+    client, new_state, import_state, bearer
+):
+    """At the ends of the table, or behind thousands of jobs of others."""
+    ours = new_state(jobs=2010)
+    import_state(ours, "you@example.org")
+    headers = bearer("you@example.org")
+
+    def names(page):
+        answer = client.get(f"/api/jobs?page_size=3&page={page}", headers=headers).json
+        assert answer["meta"]["total_pages"] == 670
+        return [job["attributes"]["name"] for job in answer["data"]]
+
+    for others_at in (None, "2001-01-01", "2999-01-01"):
+        if others_at:
+            others = new_state(jobs=2001)
+            for workflow in others["workflows"]:
+                for job in workflow["jobs"]:
+                    job["inserted_at"] = others_at
+            import_state(others)
+        assert names(1) == ["Job 0", "Job 1", "Job 2"]
+        assert names(335) == ["Job 1002", "Job 1003", "Job 1004"]
+        assert names(336) == ["Job 1005", "Job 1006", "Job 1007"]
+        assert names(670) == ["Job 2007", "Job 2008", "Job 2009"]
+        assert names(671) == []
+
+
 def test_no_jobs_are_still_one_page(client, new_state, import_state, bearer):
     import_state(new_state(jobs=0), "you@example.org")
     answer = client.get("/api/jobs?page=2", headers=bearer("you@example.org")).json
