@@ -1,11 +1,11 @@
 """The application: its factory, its routes, its errors."""
 
-import json
 from collections.abc import Mapping
 from http import HTTPStatus
 from pathlib import Path
 from typing import Any
 
+import orjson
 from flask import Blueprint, Flask, Response, abort, current_app, g, request, url_for
 from marshmallow import ValidationError
 from sqlalchemy.exc import DBAPIError
@@ -97,14 +97,14 @@ def health_check() -> dict[str, str]:
 
 
 @jobs.get("/api/openapi.json")
-def show_openapi() -> dict[str, Any]:
-    """The OpenAPI document, with the configured limit of a page."""
+def show_openapi() -> Response:
+    """The OpenAPI document, with the configured limits of a page."""
     path = Path(current_app.root_path, "openapi.json")
-    document = json.loads(path.read_bytes())
+    document = orjson.loads(path.read_bytes())
     schema = document["components"]["parameters"]["page_size"]["schema"]
     schema["maximum"] = current_app.config["MAX_PAGE_SIZE"]
     schema["default"] = default_page_size()
-    return document
+    return Response(orjson.dumps(document), mimetype="application/json")
 
 
 @jobs.get("/api/jobs")
@@ -194,7 +194,7 @@ def page_of(listing: Listing, arguments: dict[str, Any], **values: str) -> Respo
 
 def cacheable(document: dict[str, Any]) -> Response:
     """The document as JSON, or a 304 to a client that has it already (RFC 9110)."""
-    response = Response(as_text(document), mimetype="application/json")
+    response = Response(orjson.dumps(document), mimetype="application/json")
     response.headers["Cache-Control"] = "private, no-cache"
     response.headers["Vary"] = "Authorization"
     response.add_etag()
@@ -202,11 +202,6 @@ def cacheable(document: dict[str, Any]) -> Response:
         response.status_code = HTTPStatus.NOT_MODIFIED
         response.set_data(b"")
     return response
-
-
-def as_text(document: dict[str, Any]) -> str:
-    """The document as compact JSON."""
-    return json.dumps(document, ensure_ascii=False, separators=(",", ":"))
 
 
 def as_json(error: HTTPException) -> Response:
@@ -239,5 +234,5 @@ def error_response(error: HTTPException, faults: list[dict[str, Any]]) -> Respon
     document = {"error": error.name, "errors": [common | fault for fault in faults]}
     response = error.get_response()
     response.content_type = "application/json"
-    response.set_data(as_text(document))
+    response.set_data(orjson.dumps(document))
     return response

@@ -4,10 +4,10 @@ import re
 from collections.abc import Iterable, Mapping
 from datetime import datetime
 from typing import Any
-from urllib.parse import urlencode
 
 from flask import current_app
 from marshmallow import Schema, ValidationError, fields, post_dump
+from sqlalchemy import RowMapping
 from werkzeug.datastructures import MultiDict
 
 MAX_PAGE = 2**31 - 1
@@ -102,6 +102,10 @@ class JobSchema(Schema):
     workflow_id = fields.String()
     project_id = fields.String()
 
+    def get_attribute(self, row: RowMapping, attr: str, default: Any) -> Any:
+        """The column of that name, without marshmallow's search for other kinds."""
+        return row[attr]
+
     @post_dump
     def as_resource(self, job: dict[str, Any], **kwargs: Any) -> dict[str, Any]:
         """Sort the fields into the members of a resource object."""
@@ -167,7 +171,10 @@ def page_links(
     """The links of a page: the URL and the arguments of its request, page by page."""
 
     def link(**page_argument: int) -> str:
-        query = urlencode(page_argument | arguments | page_argument)
+        query = "&".join(
+            f"{name}={value}"
+            for name, value in (page_argument | arguments | page_argument).items()
+        )
         return f"{url}?{query}" if query else url
 
     return {
