@@ -1,5 +1,12 @@
 import json
 import os
+import socket
+import subprocess
+import sys
+import time
+from contextlib import closing, suppress
+from http.client import HTTPConnection, HTTPException
+from pathlib import Path
 from types import SimpleNamespace
 from uuid import uuid4
 
@@ -9,6 +16,8 @@ from sqlalchemy import make_url, update
 
 from app import create_app
 from models import db
+
+ROOT = Path(__file__).parent.parent
 
 SERVER = os.environ.get(
     "TEST_DATABASE_URL", "postgresql://postgres@127.0.0.1:5432/postgres"
@@ -163,3 +172,86 @@ def seed(new_state, import_state, bearer):
         foreign_project_id=theirs["id"],
         foreign_job_id=theirs["workflows"][0]["jobs"][0]["id"],
     )
+
+
+class Server:
+    """A gunicorn of its own, on a free port of 127.0.0.1, as the project serves it."""
+
+    def __init__(self, database_url, log_path, *options, **variables):
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            self.port = free.getsockname()[1]
+        self.log_path = log_path
+        # As in production: what the tests run under must not leak in.
+        variables = {
+            "DATABASE_URL": database_url,
+            "PATH": os.environ["PATH"],
+        } | variables
+        command = ["gunicorn", "--bind", f"127.0.0.1:{self.port}", *options, "wsgi:app"]
+        with log_path.open("wb") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", *command],
+                cwd=ROOT,
+                env=variables,
+                stderr=log,
+                stdout=log,
+            )
+        self.wait_until(lambda: self.get("/api/openapi.json").status == 200)
+
+    def get(self, path, headers=None, method="GET"):
+        """The answer on a connection of its own, with its ``body`` read."""
+        connection = HTTPConnection("127.0.0.1", self.port, timeout=30)
+        with closing(connection):
+            connection.request(method, path, headers=headers or {})
+            response = connection.getresponse()
+            response.body = response.read()
+            return response
+
+    def send(self, request, timeout=10):
+        """All that the server answers to raw bytes, until it closes the connection."""
+        with socket.create_connection(("127.0.0.1", self.port), timeout) as connection:
+            connection.sendall(request)
+            connection.shutdown(socket.SHUT_WR)
+            return b"".join(iter(lambda: connection.recv(65536), b""))
+
+    def workers(self):
+        """The ids of the worker processes."""
+        pid = self.process.pid
+        return [
+            int(p) for p in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+        ]
+
+    def log(self):
+        """What it has logged so far."""
+        return self.log_path.read_text()
+
+    def wait_until(self, condition, seconds=20):
+        """Poll a condition; a connection that is refused or cut counts as not yet."""
+        end = time.monotonic() + seconds
+        while time.monotonic() < end:
+            with suppress(OSError, HTTPException):
+                if condition():
+                    return
+            time.sleep(0.05)
+        raise AssertionError(f"not in {seconds} seconds: {self.log()}")
+
+    def stop(self):
+        """End it as an operator does; it must go in good time."""
+        self.process.terminate()
+        self.process.wait(30)
+
+
+@pytest.fixture
+def start_server(database_url, tmp_path):
+    """A function that starts a server, with gunicorn's options and with variables."""
+    servers = []
+
+    def start(*options, **variables):
+        log = tmp_path / f"gunicorn-{len(servers)}.log"
+        url = variables.pop("DATABASE_URL", database_url)
+        servers.append(Server(url, log, *options, **variables))
+        return servers[-1]
+
+    yield start
+    for server in servers:
+        server.stop()
