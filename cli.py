@@ -46,17 +46,23 @@ DEMO = {
                 "read-visits": {
                     "id": "c2a4e6f8-1b3d-4579-a8c0-e2f4a6b8c0d1",
                     "name": "Read visits",
+                    "inserted_at": "2026-01-12T09:30:00Z",
+                    "updated_at": "2026-01-12T09:30:00Z",
                     "adaptor": "@openfn/language-http@latest",
                     "body": "get('/visits', { query: { since: state.cursor } });\n",
                 },
                 "keep-new-patients": {
                     "id": "d3b5f709-2c4e-468a-b9d1-f305b7c9d1e2",
                     "name": "Keep new patients",
+                    "inserted_at": "2026-01-12T09:31:00Z",
+                    "updated_at": "2026-01-12T09:31:00Z",
                     "body": "fn(({ data }) => ({ data: data.filter(v => v.new) }));\n",
                 },
                 "register": {
                     "id": "e4c6081a-3d5f-479b-8ae2-0416c8dae2f3",
                     "name": "Register",
+                    "inserted_at": "2026-01-12T09:32:00Z",
+                    "updated_at": "2026-01-12T09:32:00Z",
                     "adaptor": "@openfn/language-dhis2@latest",
                     "body": "create('trackedEntities', state => state.data);\n",
                 },
