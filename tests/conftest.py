@@ -15,7 +15,7 @@ import pytest
 from sqlalchemy import make_url, update
 
 from app import create_app
-from models import db
+from models import Job, Project, ProjectUser, User, UserToken, Workflow, db
 
 ROOT = Path(__file__).parent.parent
 
@@ -133,6 +133,23 @@ def set_columns(app):
                 connection.exec_driver_sql("SET TRANSACTION READ WRITE")
             connection.execute(update(model).where(model.id == row_id).values(values))
             connection.commit()
+
+    return run
+
+
+@pytest.fixture
+def dump(app):
+    """A function that gives all rows of all tables."""
+
+    def run():
+        with app.app_context():
+            return {
+                model.__name__: {
+                    row["id"]: dict(row)
+                    for row in db.session.execute(db.select(model.__table__)).mappings()
+                }
+                for model in (Project, Workflow, Job, User, ProjectUser, UserToken)
+            }
 
     return run
 

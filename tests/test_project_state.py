@@ -6,31 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from models import Job, Project, ProjectUser, User, UserToken, Workflow, db
-
 REAL_FILE = Path(__file__).parent.parent.parent / "shared/data/t3-demo-state.json"
 
 PROJECT = "e09231d6-869f-4ecf-b163-e42a07849f0b"
 WORKFLOW = "1a1175db-1962-47de-a7a9-52a36b2a4c85"
 JOB = "13bae4ca-cabc-4a1f-8603-3dbdba8835e6"
 OTHER = "9c3bfbc0-71e7-49da-bca1-9c307ffc3c7b"
-
-
-@pytest.fixture
-def dump(app):
-    """A function that gives all rows of all tables."""
-
-    def run():
-        with app.app_context():
-            return {
-                model.__name__: {
-                    row["id"]: dict(row)
-                    for row in db.session.execute(db.select(model.__table__)).mappings()
-                }
-                for model in (Project, Workflow, Job, User, ProjectUser, UserToken)
-            }
-
-    return run
 
 
 @pytest.fixture

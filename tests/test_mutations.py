@@ -1,0 +1,93 @@
+"""State files that went wrong somewhere: a line a fault, never a traceback."""
+
+import copy
+import json
+import os
+
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+# Some hundreds by default; MUTATIONS=10000 for a long run.
+EXAMPLES = int(os.environ.get("MUTATIONS", "300"))
+
+values = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats()
+    | st.text()
+    | st.sampled_from(
+        ["\0", "\ud800", "x" * 256, "2024-01-01T00:00:00Z", "0001-01-01+23:00"]
+    )
+    | st.uuids().map(str),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(
+            st.text() | st.sampled_from(["id", "delete", "data", "jobs"]),
+            inner,
+            max_size=3,
+        )
+    ),
+    max_leaves=5,
+)
+
+
+def containers(value):
+    """All objects and arrays in a value that have something in them."""
+    if isinstance(value, dict | list) and value:
+        yield value
+        for inner in value.values() if isinstance(value, dict) else value:
+            yield from containers(inner)
+
+
+@st.composite
+def mutations(draw, state):
+    """The bytes of a state in which up to three things were changed, or bytes cut."""
+    state = copy.deepcopy(state)
+    for _ in range(draw(st.integers(1, 3))):
+        places = list(containers(state))
+        if not places:
+            break
+        place = draw(st.sampled_from(places))
+        keys = list(place) if isinstance(place, dict) else list(range(len(place)))
+        key = draw(st.sampled_from(keys))
+        if draw(st.booleans()):
+            place[key] = draw(values)
+        else:
+            del place[key]
+    content = json.dumps(state).encode()
+    if draw(st.integers(0, 9)) == 0:
+        cut = draw(st.integers(0, len(content)))
+        content = content[:cut] + draw(st.binary(max_size=3)) + content[cut + 1 :]
+    return content
+
+
+def test_mutated_state_is_taken_or_refused_whole(runner, new_state, import_state, dump):
+    state = new_state(jobs=3, allow_support_access=False, scheduled_deletion=None)
+    import_state(state)
+    before = dump()
+
+    @settings(
+        max_examples=EXAMPLES,
+        deadline=None,
+        database=None,
+        suppress_health_check=list(HealthCheck),
+    )
+    @given(mutations(state))
+    def check(content):
+        nonlocal before
+        result = runner.invoke(args=["import-project", "-"], input=content)
+        after = dump()
+        if result.exit_code == 0:
+            assert result.stderr == "" and result.stdout.startswith("Project ")
+        else:
+            assert (result.exit_code, result.stdout) == (1, "")
+            assert isinstance(result.exception, SystemExit)
+            assert all(
+                ": " in line or line.endswith(".")
+                for line in result.stderr.splitlines()
+            )
+            assert result.stderr and after == before
+        before = after
+
+    check()
