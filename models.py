@@ -4,35 +4,14 @@ import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
-from select import select as wait
+from select import POLLIN, poll
 from typing import Any, NamedTuple
 from uuid import uuid4
 
 from flask_sqlalchemy import SQLAlchemy
-from sqlalchemy import (
-    ColumnElement,
-    Connection,
-    Dialect,
-    ForeignKey,
-    Index,
-    LargeBinary,
-    RowMapping,
-    Select,
-    String,
-    Text,
-    UniqueConstraint,
-    Uuid,
-    and_,
-    bindparam,
-    func,
-    inspect,
-    or_,
-    select,
-    union_all,
-)
 from sqlalchemy.exc import DBAPIError, DisconnectionError
 from sqlalchemy.ext.compiler import compiles
-from sqlalchemy.orm import Mapped, Session, mapped_column
+from sqlalchemy.orm import Mapped, mapped_column
 from sqlalchemy.sql.functions import FunctionElement
 
 # The contexts that open the API: of a token as Lightning keeps it, and of a digest.
@@ -62,9 +41,12 @@ def begin_snapshot(connection: Any, *_: Any) -> None:
     """Make everything that is read on this connection one state of the database."""
     if isinstance(connection, sqlite3.Connection):
         connection.execute("BEGIN")
+        return
     # psycopg sends its own BEGIN. A server that closed the connection has made the
     # socket readable, which costs no round trip to see.
-    elif wait([connection.fileno()], [], [], 0)[0]:
+    poller = poll()
+    poller.register(connection.fileno(), POLLIN)
+    if poller.poll(0):
         raise DisconnectionError
 
 
@@ -79,7 +61,7 @@ db = SQLAlchemy(
 )
 
 
-class Id(Uuid[str]):
+class Id(db.Uuid[str]):
     """A UUID that is text in Python, lower case with hyphens, as answers have it."""
 
     cache_ok = True
@@ -87,7 +69,7 @@ class Id(Uuid[str]):
     def __init__(self) -> None:
         super().__init__(as_uuid=False)
 
-    def result_processor(self, dialect: Dialect, coltype: Any) -> Any:
+    def result_processor(self, dialect: db.Dialect, coltype: Any) -> Any:
         """Split SQLite's 32 digits without a detour through UUID objects."""
         if dialect.supports_native_uuid:
             return super().result_processor(dialect, coltype)
@@ -99,13 +81,21 @@ def new_id() -> str:
     return str(uuid4())
 
 
+Text255 = db.String(255)
+
+
+def belongs_to(model: type[db.Model], **options: Any) -> Mapped[str]:
+    """A column with the id of a row, which takes this one along when it goes."""
+    return mapped_column(db.ForeignKey(model.id, ondelete="CASCADE"), **options)
+
+
 class User(db.Model):
     """Somebody who may hold tokens and be a member of projects."""
 
     __tablename__ = "users"
 
     id: Mapped[str] = mapped_column(Id, primary_key=True, default=new_id)
-    email: Mapped[str] = mapped_column(String(255), unique=True)
+    email: Mapped[str] = mapped_column(Text255, unique=True)
     disabled: Mapped[bool | None] = mapped_column(default=False)
     support_user: Mapped[bool | None] = mapped_column(default=False)
 
@@ -114,14 +104,12 @@ class UserToken(db.Model):
     """A token or its digest; only the contexts PLAIN and DIGEST open the API."""
 
     __tablename__ = "user_tokens"
-    __table_args__ = (UniqueConstraint("context", "token"),)
+    __table_args__ = (db.UniqueConstraint("context", "token"),)
 
     id: Mapped[str] = mapped_column(Id, primary_key=True, default=new_id)
-    user_id: Mapped[str] = mapped_column(
-        ForeignKey(User.id, ondelete="CASCADE"), index=True
-    )
-    token: Mapped[bytes] = mapped_column(LargeBinary)
-    context: Mapped[str] = mapped_column(String(255))
+    user_id: Mapped[str] = belongs_to(User, index=True)
+    token: Mapped[bytes] = mapped_column(db.LargeBinary)
+    context: Mapped[str] = mapped_column(Text255)
     inserted_at: Mapped[datetime] = mapped_column(default=utc_now)
 
 
@@ -131,7 +119,7 @@ class Project(db.Model):
     __tablename__ = "projects"
 
     id: Mapped[str] = mapped_column(Id, primary_key=True)
-    name: Mapped[str | None] = mapped_column(String(255))
+    name: Mapped[str | None] = mapped_column(Text255)
     scheduled_deletion: Mapped[datetime | None]
     allow_support_access: Mapped[bool | None] = mapped_column(default=False)
 
@@ -141,14 +129,14 @@ class ProjectUser(db.Model):
 
     __tablename__ = "project_users"
     __table_args__ = (
-        UniqueConstraint("project_id", "user_id"),
-        Index("project_users_user_id_project_id", "user_id", "project_id"),
+        db.UniqueConstraint("project_id", "user_id"),
+        db.Index("project_users_user_id_project_id", "user_id", "project_id"),
     )
 
     id: Mapped[str] = mapped_column(Id, primary_key=True, default=new_id)
-    user_id: Mapped[str] = mapped_column(ForeignKey(User.id, ondelete="CASCADE"))
-    project_id: Mapped[str] = mapped_column(ForeignKey(Project.id, ondelete="CASCADE"))
-    role: Mapped[str] = mapped_column(String(255))
+    user_id: Mapped[str] = belongs_to(User)
+    project_id: Mapped[str] = belongs_to(Project)
+    role: Mapped[str] = mapped_column(Text255)
 
 
 class Workflow(db.Model):
@@ -157,12 +145,12 @@ class Workflow(db.Model):
     __tablename__ = "workflows"
     __table_args__ = (
         # Everything that a list asks of a workflow, so that it need not read the row.
-        Index("workflows_project_id", "project_id", "deleted_at", "id"),
+        db.Index("workflows_project_id", "project_id", "deleted_at", "id"),
     )
 
     id: Mapped[str] = mapped_column(Id, primary_key=True)
-    name: Mapped[str | None] = mapped_column(String(255))
-    project_id: Mapped[str] = mapped_column(ForeignKey(Project.id, ondelete="CASCADE"))
+    name: Mapped[str | None] = mapped_column(Text255)
+    project_id: Mapped[str] = belongs_to(Project)
     deleted_at: Mapped[datetime | None]
 
 
@@ -171,26 +159,33 @@ class Job(db.Model):
 
     __tablename__ = "jobs"
     __table_args__ = (
-        Index("jobs_workflow_id", "workflow_id", "inserted_at", "id"),
-        Index("jobs_inserted_at", "inserted_at", "id", "workflow_id"),
+        db.Index("jobs_workflow_id", "workflow_id", "inserted_at", "id"),
+        db.Index("jobs_inserted_at", "inserted_at", "id", "workflow_id"),
     )
 
     id: Mapped[str] = mapped_column(Id, primary_key=True)
-    name: Mapped[str | None] = mapped_column(String(255))
-    adaptor: Mapped[str | None] = mapped_column(String(255), default=DEFAULT_ADAPTOR)
-    workflow_id: Mapped[str] = mapped_column(
-        ForeignKey(Workflow.id, ondelete="CASCADE")
-    )
+    name: Mapped[str | None] = mapped_column(Text255)
+    adaptor: Mapped[str | None] = mapped_column(Text255, default=DEFAULT_ADAPTOR)
+    workflow_id: Mapped[str] = belongs_to(Workflow)
     inserted_at: Mapped[datetime]
     updated_at: Mapped[datetime]
-    body: Mapped[str | None] = mapped_column(Text)
+    body: Mapped[str | None] = mapped_column(db.Text)
 
 
 class ids_in(FunctionElement[str]):
-    """The ids that a query gives, as one value that only the database reads."""
+    """The ids that a query gives, as one text that only the database reads."""
 
-    type = String()
+    type = db.String()
     inherit_cache = True
+
+
+@compiles(ids_in)
+def compile_ids_in(element: ids_in, compiler: Any, **kwargs: Any) -> str:
+    """A JSON array on SQLite, an array's text on PostgreSQL."""
+    query = compiler.process(element.clauses, **kwargs)
+    if compiler.dialect.name == "sqlite":
+        return f"(SELECT json_group_array(id) FROM {query})"
+    return f"CAST(ARRAY{query} AS TEXT)"
 
 
 class is_among(FunctionElement[bool]):
@@ -202,45 +197,30 @@ class is_among(FunctionElement[bool]):
     inherit_cache = True
 
 
-@compiles(ids_in, "sqlite")
-def _(element, compiler, **kw):
-    return (
-        f"(SELECT json_group_array(id) FROM {compiler.process(element.clauses, **kw)})"
-    )
-
-
-@compiles(ids_in, "postgresql")
-def _(element, compiler, **kw):
-    return f"CAST(ARRAY{compiler.process(element.clauses, **kw)} AS TEXT)"
-
-
-@compiles(is_among, "sqlite")
-def _(element, compiler, **kw):
-    column, ids = (compiler.process(clause, **kw) for clause in element.clauses)
-    return f"({column} IN (SELECT value FROM json_each({ids})))"
-
-
-@compiles(is_among, "postgresql")
-def _(element, compiler, **kw):
-    column, ids = (compiler.process(clause, **kw) for clause in element.clauses)
+@compiles(is_among)
+def compile_is_among(element: is_among, compiler: Any, **kwargs: Any) -> str:
+    """A look-up among the elements of the array."""
+    column, ids = (compiler.process(clause, **kwargs) for clause in element.clauses)
+    if compiler.dialect.name == "sqlite":
+        return f"({column} IN (SELECT value FROM json_each({ids})))"
     return f"({column} IN (SELECT unnest(CAST({ids} AS UUID[]))))"
 
 
 # The access rule: a member's projects, and a support user's where the project allows
 # it, none of them scheduled for deletion. Read once a request, with the token: the
 # statements after it need no join for it, and PostgreSQL need not plan them anew.
-accessible_projects = union_all(
-    select(ProjectUser.project_id.label("id"))
+accessible_projects = db.union_all(
+    db.select(ProjectUser.project_id.label("id"))
     .where(
         ProjectUser.user_id == User.id,
         # A look-up a membership: joined, PostgreSQL would read all projects for them.
-        select(Project.scheduled_deletion)
+        db.select(Project.scheduled_deletion)
         .where(Project.id == ProjectUser.project_id)
         .scalar_subquery()
         .is_(None),
     )
     .correlate(User),
-    select(Project.id)
+    db.select(Project.id)
     .where(
         User.support_user,
         Project.allow_support_access,
@@ -250,25 +230,25 @@ accessible_projects = union_all(
 ).scalar_subquery()
 
 find_caller = (
-    select(UserToken.inserted_at, ids_in(accessible_projects).label("project_ids"))
+    db.select(UserToken.inserted_at, ids_in(accessible_projects).label("project_ids"))
     .join(User, User.id == UserToken.user_id)
     .where(
-        or_(
-            and_(UserToken.context == PLAIN, UserToken.token == bindparam("token")),
-            and_(UserToken.context == DIGEST, UserToken.token == bindparam("digest")),
+        db.or_(
+            (UserToken.context == PLAIN) & (UserToken.token == db.bindparam("token")),
+            (UserToken.context == DIGEST) & (UserToken.token == db.bindparam("digest")),
         ),
         User.disabled.is_not(True),
     )
 )
 
 
-def accessible(project_id: ColumnElement[str]) -> ColumnElement[bool]:
+def accessible(project_id: db.ColumnElement[str]) -> db.ColumnElement[bool]:
     """Whether the caller can access the project, by the rule above."""
-    return is_among(project_id, bindparam("project_ids", type_=String))
+    return is_among(project_id, db.bindparam("project_ids", type_=db.String))
 
 
-find_project = select(accessible(Project.id).label("accessible")).where(
-    Project.id == bindparam("project_id")
+find_project = db.select(accessible(Project.id).label("accessible")).where(
+    Project.id == db.bindparam("project_id")
 )
 
 listed_columns = (
@@ -282,7 +262,7 @@ listed_columns = (
 )
 
 find_job = (
-    select(
+    db.select(
         *listed_columns,
         Job.body,
         Workflow.name.label("workflow_name"),
@@ -291,64 +271,67 @@ find_job = (
     )
     .join(Workflow, Workflow.id == Job.workflow_id)
     .join(Project, Project.id == Workflow.project_id)
-    .where(Job.id == bindparam("job_id"), Workflow.deleted_at.is_(None))
+    .where(Job.id == db.bindparam("job_id"), Workflow.deleted_at.is_(None))
 )
 
-can_read = select(Job.id).limit(1)
+can_read = db.select(Job.id).limit(1)
 
 
 class Listing(NamedTuple):
     """The statements of a list: built once, since building costs more than running."""
 
-    count: Select
-    pages: dict[tuple[bool, bool], Select]
+    count: db.Select
+    pages: dict[tuple[bool, bool], db.Select]
 
 
-def in_order(
-    query: Select, jobs: Any, backwards: bool, limit: Any = None, offset: Any = None
-) -> Select:
-    """A part of a query's jobs, oldest first or, backwards, newest first."""
-    order = [jobs.inserted_at, jobs.id]
-    if backwards:
-        order = [column.desc() for column in order]
-    return query.order_by(*order).limit(limit).offset(offset)
+def in_order(jobs: Any, backwards: bool) -> list[db.ColumnElement]:
+    """The order of lists, oldest first or, backwards, newest first."""
+    keys = [jobs.inserted_at, jobs.id]
+    return [key.desc() for key in keys] if backwards else keys
 
 
-def listing(condition: ColumnElement[bool]) -> Listing:
+def listing(condition: db.ColumnElement[bool]) -> Listing:
     """The list of the jobs that meet the condition, but for deleted workflows.
 
     A page's ids come from the first job or from the last, and from all jobs or from the
     WINDOW jobs at that end of the table; only then its rows are read.
     """
-    workflows = select(Workflow.id).where(Workflow.deleted_at.is_(None), condition)
+    workflows = db.select(Workflow.id).where(Workflow.deleted_at.is_(None), condition)
     listed = Job.workflow_id.in_(workflows)
-    part = {"limit": bindparam("limit"), "offset": bindparam("offset")}
+    keys = db.select(Job.id, Job.inserted_at, Job.workflow_id)
     pages = {}
     for backwards in (False, True):
-        everywhere = in_order(select(Job.id).where(listed), Job, backwards, **part)
-        keys = select(Job.id, Job.inserted_at, Job.workflow_id)
-        window = in_order(keys, Job, backwards, WINDOW).subquery().c
-        is_listed = workflows.where(Workflow.id == window.workflow_id).exists()
-        near = in_order(select(window.id).where(is_listed), window, backwards, **part)
-        for in_window, ids in ((False, everywhere), (True, near)):
-            rows = select(*listed_columns).join(Workflow).where(Job.id.in_(ids))
-            pages[backwards, in_window] = in_order(rows, Job, backwards)
-    return Listing(select(func.count(Job.id)).where(listed), pages)
+        order = in_order(Job, backwards)
+        window = keys.order_by(*order).limit(WINDOW).subquery().c
+        in_window = workflows.where(Workflow.id == window.workflow_id).exists()
+        for near, ids in (
+            (False, db.select(Job.id).where(listed).order_by(*order)),
+            (
+                True,
+                db.select(window.id)
+                .where(in_window)
+                .order_by(*in_order(window, backwards)),
+            ),
+        ):
+            ids = ids.limit(db.bindparam("limit")).offset(db.bindparam("offset"))
+            rows = db.select(*listed_columns).join(Workflow).where(Job.id.in_(ids))
+            pages[backwards, near] = rows.order_by(*order)
+    return Listing(db.select(db.func.count(Job.id)).where(listed), pages)
 
 
 all_jobs = listing(accessible(Workflow.project_id))
-project_jobs = listing(Workflow.project_id == bindparam("project_id"))
+project_jobs = listing(Workflow.project_id == db.bindparam("project_id"))
 
 
 class Page(NamedTuple):
     """The jobs of one page, and how many there are on all pages."""
 
-    jobs: list[RowMapping]
+    jobs: list[db.RowMapping]
     total: int
 
 
 def paginate(
-    connection: Connection, jobs: Listing, page: int, page_size: int, **values: Any
+    connection: db.Connection, jobs: Listing, page: int, page_size: int, **values: Any
 ) -> Page:
     """One page of a list, oldest jobs first; no jobs past the last page."""
     total = connection.scalar(jobs.count, values) or 0
@@ -387,7 +370,7 @@ class LightningDatabase(Exception):
 
 
 @contextmanager
-def writing() -> Iterator[Session]:
+def writing() -> Iterator[db.Session]:
     """A session that holds the write lock from its start and commits at its end.
 
     Raises LightningDatabase where Ecto's table of migrations stands: that database is
@@ -398,9 +381,9 @@ def writing() -> Iterator[Session]:
         connection.detach()
         for statement in BEGIN_WRITING[connection.dialect.name]:
             connection.exec_driver_sql(statement)
-        if inspect(connection).has_table("schema_migrations"):
+        if db.inspect(connection).has_table("schema_migrations"):
             raise LightningDatabase
-        with Session(connection) as session:
+        with db.Session(connection) as session:
             yield session
             session.commit()
         connection.commit()
