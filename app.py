@@ -13,28 +13,11 @@ from sqlalchemy.exc import TimeoutError as PoolTimeout
 from werkzeug.exceptions import BadRequest, HTTPException, ServiceUnavailable
 from werkzeug.middleware.proxy_fix import ProxyFix
 
+import models
+import schemas
 from auth import require_job, require_project, token_required
 from cli import commands
 from config import load_config
-from models import (
-    Listing,
-    all_jobs,
-    can_read,
-    db,
-    paginate,
-    project_jobs,
-    reason,
-)
-from schemas import (
-    Id,
-    job_document,
-    list_arguments,
-    list_document,
-    load_arguments,
-    no_arguments,
-    page_links,
-    project_list_arguments,
-)
 
 DEFAULT_PAGE_SIZE = 10
 RETRY_AFTER = 5
@@ -49,7 +32,7 @@ def create_app(config: Mapping[str, Any] | None = None) -> Flask:
     """
     app = Flask(__name__, static_folder=None)
     load_config(app, config)
-    db.init_app(app)
+    models.db.init_app(app)
     trusted = app.config["TRUSTED_PROXIES"]
     app.wsgi_app = ProxyFix(
         app.wsgi_app, x_for=trusted, x_proto=trusted, x_host=trusted
@@ -91,8 +74,8 @@ def add_headers(response: Response) -> Response:
 @jobs.get("/health_check")
 def health_check() -> dict[str, str]:
     """Whether a table can be read: 200, or 503."""
-    with db.engine.connect() as connection:
-        connection.execute(can_read).first()
+    with models.db.engine.connect() as connection:
+        connection.execute(models.can_read).first()
     return {"status": "ok"}
 
 
@@ -111,10 +94,10 @@ def show_openapi() -> Response:
 @token_required
 def list_jobs() -> Response:
     """One page of the jobs that the caller can access, or of one project's."""
-    arguments = load_arguments(list_arguments, request.args)
+    arguments = schemas.load_arguments(schemas.list_arguments, request.args)
     if "project_id" in arguments:
         return project_page(arguments["project_id"], arguments)
-    return page_of(all_jobs, arguments, project_ids=g.project_ids)
+    return page_of(models.all_jobs, arguments, project_ids=g.project_ids)
 
 
 @jobs.get("/api/projects/<project_id>/jobs")
@@ -122,7 +105,7 @@ def list_jobs() -> Response:
 def list_project_jobs(project_id: str) -> Response:
     """One page of a project's jobs."""
     project_id = parse_id(project_id)
-    arguments = load_arguments(project_list_arguments, request.args)
+    arguments = schemas.load_arguments(schemas.project_list_arguments, request.args)
     return project_page(project_id, arguments)
 
 
@@ -131,8 +114,8 @@ def list_project_jobs(project_id: str) -> Response:
 def show_job(job_id: str) -> Response:
     """One job with its body."""
     job_id = parse_id(job_id)
-    load_arguments(no_arguments, request.args)
-    return cacheable(job_document(require_job(job_id), jobs_url()))
+    schemas.load_arguments(schemas.no_arguments, request.args)
+    return cacheable(schemas.job_document(require_job(job_id), jobs_url()))
 
 
 @jobs.get("/api/projects/<project_id>/jobs/<job_id>")
@@ -140,14 +123,14 @@ def show_job(job_id: str) -> Response:
 def show_project_job(project_id: str, job_id: str) -> Response:
     """One job with its body, if it is in the project."""
     project_id, job_id = parse_id(project_id), parse_id(job_id)
-    load_arguments(no_arguments, request.args)
-    return cacheable(job_document(require_job(job_id, project_id), jobs_url()))
+    schemas.load_arguments(schemas.no_arguments, request.args)
+    return cacheable(schemas.job_document(require_job(job_id, project_id), jobs_url()))
 
 
 def parse_id(text: str) -> str:
     """An id from the path in lower case, or the answer 400."""
     try:
-        return Id().deserialize(text)
+        return schemas.Id().deserialize(text)
     except ValidationError:
         abort(400, f"{text} is not a UUID.")
 
@@ -165,25 +148,27 @@ def default_page_size() -> int:
 def project_page(project_id: str, arguments: dict[str, Any]) -> Response:
     """The page of a project's jobs that the arguments ask for."""
     require_project(project_id)
-    return page_of(project_jobs, arguments, project_id=project_id)
+    return page_of(models.project_jobs, arguments, project_id=project_id)
 
 
-def page_of(listing: Listing, arguments: dict[str, Any], **values: str) -> Response:
+def page_of(
+    listing: models.Listing, arguments: dict[str, Any], **values: str
+) -> Response:
     """The page of a list that the arguments ask for, with the links to the others."""
     page = arguments.get("page", 1)
     page_size = arguments.get("page_size", default_page_size())
-    rows, total = paginate(g.connection, listing, page, page_size, **values)
+    rows, total = models.paginate(g.connection, listing, page, page_size, **values)
     total_pages = max(1, -(-total // page_size))
     path = {name: value.lower() for name, value in request.view_args.items()}
     url = url_for(request.endpoint, _external=True, **path)
-    links = page_links(url, arguments, page, total_pages)
+    links = schemas.page_links(url, arguments, page, total_pages)
     meta = {
         "page_number": page,
         "page_size": page_size,
         "total_entries": total,
         "total_pages": total_pages,
     }
-    response = cacheable(list_document(rows, jobs_url(), links, meta))
+    response = cacheable(schemas.list_document(rows, jobs_url(), links, meta))
     response.headers["Link"] = ", ".join(
         f'<{links[rel]}>; rel="{rel}"'
         for rel in ("first", "prev", "next", "last")
@@ -221,7 +206,9 @@ def invalid_arguments(error: ValidationError) -> Response:
 
 def database_unavailable(error: DBAPIError | PoolTimeout) -> Response:
     """A 503 for a database that does not answer, and one line in the log."""
-    why = reason(error) if isinstance(error, DBAPIError) else "no free connection"
+    why = (
+        models.reason(error) if isinstance(error, DBAPIError) else "no free connection"
+    )
     current_app.logger.error("The database cannot be read: %s", why)
     return as_json(
         ServiceUnavailable("The database cannot be read now.", retry_after=RETRY_AFTER)

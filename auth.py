@@ -12,23 +12,14 @@ from sqlalchemy import Connection, Row, RowMapping
 from sqlalchemy.orm import Session
 from werkzeug.exceptions import Unauthorized
 
-from models import (
-    DIGEST,
-    User,
-    UserToken,
-    db,
-    find_caller,
-    find_job,
-    find_project,
-    utc_now,
-)
+import models
 
 
-def create_token(session: Session, user: User) -> tuple[str, UserToken]:
+def create_token(session: Session, user: models.User) -> tuple[str, models.UserToken]:
     """A new token of the user's and its row, which keeps the digest alone."""
     token = secrets.token_urlsafe(32)
-    row = UserToken(
-        user_id=user.id, context=DIGEST, token=sha256(token.encode()).digest()
+    row = models.UserToken(
+        user_id=user.id, context=models.DIGEST, token=sha256(token.encode()).digest()
     )
     session.add(row)
     session.flush()
@@ -44,7 +35,7 @@ def token_required(view: Callable[..., Any]) -> Callable[..., Any]:
 
     @wraps(view)
     def with_token(**path: str) -> Any:
-        with db.engine.connect() as connection:
+        with models.db.engine.connect() as connection:
             g.connection = connection
             g.project_ids = find_caller_of(connection, bearer_token()).project_ids
             return view(**path)
@@ -63,7 +54,7 @@ def bearer_token() -> bytes:
 def find_caller_of(connection: Connection, token: bytes) -> Row:
     """What a known token opens; 401 for others, old ones and disabled users."""
     values = {"token": token, "digest": sha256(token).digest()}
-    caller = connection.execute(find_caller, values).first() if token else None
+    caller = connection.execute(models.find_caller, values).first() if token else None
     if caller is None or is_too_old(caller.inserted_at):
         # Text, since Werkzeug's WWWAuthenticate leaves off the quotes of the realm.
         challenge = 'Bearer realm="jobs"' + (', error="invalid_token"' if token else "")
@@ -74,13 +65,13 @@ def find_caller_of(connection: Connection, token: bytes) -> Row:
 def is_too_old(inserted_at: datetime) -> bool:
     """Whether a token has reached TOKEN_MAX_AGE_DAYS."""
     max_age = current_app.config["TOKEN_MAX_AGE_DAYS"]
-    return max_age is not None and (utc_now() - inserted_at).days >= max_age
+    return max_age is not None and (models.utc_now() - inserted_at).days >= max_age
 
 
 def require_project(project_id: str) -> None:
     """Answer 404 for a project that does not exist, 403 for one without access."""
     values = {"project_id": project_id, "project_ids": g.project_ids}
-    project = g.connection.execute(find_project, values).first()
+    project = g.connection.execute(models.find_project, values).first()
     if project is None:
         abort(404, f"There is no project {project_id}.")
     if not project.accessible:
@@ -92,7 +83,7 @@ def require_job(job_id: str, project_id: str | None = None) -> RowMapping:
     if project_id is not None:
         require_project(project_id)
     values = {"job_id": job_id, "project_ids": g.project_ids}
-    job = g.connection.execute(find_job, values).mappings().first()
+    job = g.connection.execute(models.find_job, values).mappings().first()
     if job is None:
         abort(404, f"There is no job {job_id}.")
     if project_id not in (None, job["project_id"]):

@@ -1,9 +1,9 @@
 """The ``flask`` commands."""
 
-import json
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import BinaryIO
 
 import click
@@ -13,6 +13,7 @@ from sqlalchemy import delete, select
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session
 
+import project_state
 from auth import create_token
 from models import (
     DIGEST,
@@ -24,52 +25,9 @@ from models import (
     reason,
     writing,
 )
-from project_state import (
-    InvalidState,
-    Member,
-    find_user,
-    import_project,
-    read_member,
-    read_state,
-)
 from schemas import Id
 
 DEMO_EMAIL = "demo@example.org"
-DEMO = {
-    "id": "3f0c9d52-6a8e-4b1f-9c77-2d5e8a4b1c60",
-    "name": "clinic-demo",
-    "workflows": {
-        "register-patients": {
-            "id": "7b1d2e90-4c3a-4f58-8e61-0a9c5d7f3b24",
-            "name": "Register patients",
-            "jobs": {
-                "read-visits": {
-                    "id": "c2a4e6f8-1b3d-4579-a8c0-e2f4a6b8c0d1",
-                    "name": "Read visits",
-                    "inserted_at": "2026-01-12T09:30:00Z",
-                    "updated_at": "2026-01-12T09:30:00Z",
-                    "adaptor": "@openfn/language-http@latest",
-                    "body": "get('/visits', { query: { since: state.cursor } });\n",
-                },
-                "keep-new-patients": {
-                    "id": "d3b5f709-2c4e-468a-b9d1-f305b7c9d1e2",
-                    "name": "Keep new patients",
-                    "inserted_at": "2026-01-12T09:31:00Z",
-                    "updated_at": "2026-01-12T09:31:00Z",
-                    "body": "fn(({ data }) => ({ data: data.filter(v => v.new) }));\n",
-                },
-                "register": {
-                    "id": "e4c6081a-3d5f-479b-8ae2-0416c8dae2f3",
-                    "name": "Register",
-                    "inserted_at": "2026-01-12T09:32:00Z",
-                    "updated_at": "2026-01-12T09:32:00Z",
-                    "adaptor": "@openfn/language-dhis2@latest",
-                    "body": "create('trackedEntities', state => state.data);\n",
-                },
-            },
-        },
-    },
-}
 
 
 @contextmanager
@@ -77,7 +35,7 @@ def faults_reported() -> Iterator[None]:
     """End a command that fails with a line a fault on stderr and exit code 1."""
     try:
         yield
-    except InvalidState as error:
+    except project_state.InvalidState as error:
         lines = error.faults
     except LightningDatabase:
         lines = [
@@ -95,9 +53,9 @@ def faults_reported() -> Iterator[None]:
 
 def require_user(session: Session, email: str) -> User:
     """The user with the email; InvalidState where there is none."""
-    user = find_user(session, email)
+    user = project_state.find_user(session, email)
     if user is None:
-        raise InvalidState(f"There is no user {email}.")
+        raise project_state.InvalidState(f"There is no user {email}.")
     return user
 
 
@@ -127,10 +85,10 @@ def import_project_command(file: BinaryIO, members: tuple[str, ...]) -> None:
 
     What the file no longer has is deleted from the project.
     """
-    wishes = [read_member(text) for text in members]
-    project = read_state(file.read())
+    wishes = [project_state.read_member(text) for text in members]
+    project = project_state.read_state(file.read())
     with writing() as session:
-        counts = import_project(session, project, wishes)
+        counts = project_state.import_project(session, project, wishes)
     done = ", ".join(f"{n} {what}" for what, n in sorted(counts.items()))
     click.echo(f"Project {project['id']}: {done or 'empty'}.")
 
@@ -180,7 +138,7 @@ def revoke_token(token_id: str) -> None:
     with writing() as session:
         row = Id.form.fullmatch(token_id) and session.get(UserToken, token_id.lower())
         if not row:
-            raise InvalidState(f"There is no token {token_id}.")
+            raise project_state.InvalidState(f"There is no token {token_id}.")
         session.delete(row)
 
 
@@ -192,10 +150,13 @@ def demo() -> None:
 
     Safe to repeat: the tokens of earlier runs are revoked.
     """
-    project = read_state(json.dumps(DEMO).encode())
+    content = Path(current_app.root_path, "demo.json").read_bytes()
+    project = project_state.read_state(content)
     with writing() as session:
         db.metadata.create_all(session.connection())
-        import_project(session, project, [Member(DEMO_EMAIL, "owner")])
+        project_state.import_project(
+            session, project, [project_state.Member(DEMO_EMAIL, "owner")]
+        )
         user = require_user(session, DEMO_EMAIL)
         session.execute(delete(UserToken).where(UserToken.user_id == user.id))
         token, _ = create_token(session, user)

@@ -8,6 +8,7 @@ from conftest import ROOT
 from test_lightning import GRANTS
 
 from config import DEFAULTS
+from models import db
 
 README = (ROOT / "README.md").read_text()
 
@@ -37,9 +38,9 @@ def test_example_of_an_integration_test_passes(
     monkeypatch.chdir(tmp_path)
     (tmp_path / "state.json").write_text(json.dumps(new_state(jobs=3)))
     [example] = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
-    exec(f"from app import create_app, db\n{example}", names := {"tmp_path": tmp_path})
+    exec(f"from app import create_app\n{example}", names := {"tmp_path": tmp_path})
     with names["app"].app_context():
-        names["db"].engine.dispose()
+        db.engine.dispose()
 
 
 def test_grants_are_those_that_are_tested():
