@@ -293,30 +293,29 @@ def in_order(jobs: Any, backwards: bool) -> list[db.ColumnElement]:
 def listing(condition: db.ColumnElement[bool]) -> Listing:
     """The list of the jobs that meet the condition, but for deleted workflows.
 
-    A page's ids come from the first job or from the last, and from all jobs or from the
-    WINDOW jobs at that end of the table; only then its rows are read.
+    A page is read from the first job or from the last, and from all jobs or from the
+    WINDOW jobs at that end of the table.
     """
-    workflows = db.select(Workflow.id).where(Workflow.deleted_at.is_(None), condition)
-    listed = Job.workflow_id.in_(workflows)
-    keys = db.select(Job.id, Job.inserted_at, Job.workflow_id)
+    conditions = Workflow.deleted_at.is_(None), condition
+    workflows = db.select(Workflow.id).where(*conditions)
+    count = db.select(db.func.count(Job.id)).where(Job.workflow_id.in_(workflows))
+    jobs = db.select(*listed_columns).join(Workflow)
+    limit, offset = db.bindparam("limit"), db.bindparam("offset")
     pages = {}
     for backwards in (False, True):
         order = in_order(Job, backwards)
+        page = jobs.where(*conditions).order_by(*order)
+        pages[backwards, False] = page.limit(limit).offset(offset)
+        keys = db.select(Job.id, Job.inserted_at, Job.workflow_id)
         window = keys.order_by(*order).limit(WINDOW).subquery().c
-        in_window = workflows.where(Workflow.id == window.workflow_id).exists()
-        for near, ids in (
-            (False, db.select(Job.id).where(listed).order_by(*order)),
-            (
-                True,
-                db.select(window.id)
-                .where(in_window)
-                .order_by(*in_order(window, backwards)),
-            ),
-        ):
-            ids = ids.limit(db.bindparam("limit")).offset(db.bindparam("offset"))
-            rows = db.select(*listed_columns).join(Workflow).where(Job.id.in_(ids))
-            pages[backwards, near] = rows.order_by(*order)
-    return Listing(db.select(db.func.count(Job.id)).where(listed), pages)
+        ids = (
+            db.select(window.id)
+            .where(workflows.where(Workflow.id == window.workflow_id).exists())
+            .order_by(*in_order(window, backwards))
+        )
+        near = jobs.where(Job.id.in_(ids.limit(limit).offset(offset)))
+        pages[backwards, True] = near.order_by(*order)
+    return Listing(count, pages)
 
 
 all_jobs = listing(accessible(Workflow.project_id))
@@ -342,10 +341,10 @@ def paginate(
     values |= {"limit": size, "offset": total - offset - size if backwards else offset}
     rows = []
     # Who sees many jobs most likely finds a page near an end of the table, unsorted.
-    if size and total > WINDOW:
-        rows = connection.execute(jobs.pages[backwards, True], values).mappings().all()
-    if len(rows) < size:
-        rows = connection.execute(jobs.pages[backwards, False], values).mappings().all()
+    for near in (True, False) if total > WINDOW else (False,):
+        if len(rows) < size:
+            statement = jobs.pages[backwards, near]
+            rows = connection.execute(statement, values).mappings().all()
     return Page(rows[::-1] if backwards else rows, total)
 
 
