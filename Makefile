@@ -1,5 +1,5 @@
 PYTHON ?= python3
-PORT ?= 8000
+override PORT := $(or $(PORT),8000)
 export PORT
 
 .PHONY: serve test lint format bench

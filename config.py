@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from flask import Flask
-from sqlalchemy import URL, make_url
-from sqlalchemy.exc import ArgumentError
+from sqlalchemy import URL, create_engine, make_url
+from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 
 DEFAULTS = {
     "DATABASE_URL": "sqlite:///jobs.db",
@@ -29,12 +29,11 @@ def load_config(app: Flask, config: Mapping[str, Any] | None) -> None:
     since that may hold a password.
     """
     source = os.environ if config is None else config
-    app.config.update(DEFAULTS)
     app.config.update(config or {})
-    for name in DEFAULTS:
+    for name, default in DEFAULTS.items():
         # An empty variable is how a shell or a unit file leaves one unset.
-        if source.get(name) not in (None, ""):
-            app.config[name] = source[name]
+        unset = source.get(name) in (None, "")
+        app.config[name] = default if unset else source[name]
     check_number(app, "MAX_PAGE_SIZE", 1, 10_000)
     check_number(app, "PORT", 1, 65_535)
     check_number(app, "TOKEN_MAX_AGE_DAYS", 1)
@@ -42,7 +41,17 @@ def load_config(app: Flask, config: Mapping[str, Any] | None) -> None:
     check_hosts(app)
     url = database_url(app.config["DATABASE_URL"])
     app.config["SQLALCHEMY_DATABASE_URI"] = url
-    app.config["SQLALCHEMY_ENGINE_OPTIONS"] = POOL | engine_options(url)
+    app.config["SQLALCHEMY_ENGINE_OPTIONS"] = options = POOL | engine_options(url)
+    try:
+        create_engine(url, **options)
+        if url.drivername.startswith("sqlite") and not os.path.isabs(url.database):
+            os.makedirs(app.instance_path, exist_ok=True)
+    except (SQLAlchemyError, TypeError, ValueError):
+        raise SystemExit("DATABASE_URL must have arguments of its driver.") from None
+    except OSError:
+        raise SystemExit(
+            "DATABASE_URL must be set: instance/ cannot be made."
+        ) from None
 
 
 def check_number(
@@ -80,6 +89,7 @@ def check_hosts(app: Flask) -> None:
 def database_url(text: str) -> URL:
     """The URL with the driver that the service uses: SQLite's own, or psycopg 3."""
     try:
+        str(text).encode()  # bytes of the environment that are no text
         url = make_url(text)
     except (ArgumentError, ValueError):
         raise SystemExit(
@@ -90,7 +100,8 @@ def database_url(text: str) -> URL:
         return url.set(drivername="postgresql+psycopg")
     if url.drivername not in ("sqlite", "sqlite+pysqlite"):
         raise SystemExit("DATABASE_URL must name SQLite or PostgreSQL (with psycopg).")
-    if url.database in (None, "", ":memory:"):
+    is_memory = url.query.get("mode") == "memory"
+    if not url.database or ":memory:" in url.database or is_memory:
         # Each connection would have a database of its own.
         raise SystemExit("DATABASE_URL must name a file when it names SQLite.")
     return url
@@ -101,9 +112,15 @@ def engine_options(url: URL) -> dict[str, Any]:
     if url.drivername.startswith("sqlite"):
         # Without an isolation level the driver leaves every BEGIN to us.
         return {"connect_args": {"timeout": 5, "isolation_level": None}}
-    options = f"-c statement_timeout=5s {url.query.get('options', '')}".strip()
-    timeouts = {"connect_timeout": 3, "tcp_user_timeout": 5000, "keepalives_idle": 30}
+    own = url.normalized_query.get("options", ())
+    options = " ".join(("-c statement_timeout=5s", *own))
     return {
         "isolation_level": "REPEATABLE READ",
-        "connect_args": timeouts | {"options": options},
+        "connect_args": {
+            "client_encoding": "utf8",
+            "connect_timeout": 3,
+            "keepalives_idle": 30,
+            "options": options,
+            "tcp_user_timeout": 5000,
+        },
     }

@@ -7,8 +7,10 @@ import sys
 from pathlib import Path
 
 import pytest
+from flask import Flask
 
 from app import create_app
+from config import DEFAULTS
 
 ROOT = Path(__file__).parent.parent
 
@@ -37,6 +39,11 @@ WRONG = [
     ("DATABASE_URL", "postgresql://u:s3cret@h:port/d"),
     ("DATABASE_URL", "sqlite://"),
     ("DATABASE_URL", "sqlite:///:memory:"),
+    ("DATABASE_URL", "sqlite:///file::memory:?uri=true"),
+    ("DATABASE_URL", "sqlite:///file:x?mode=memory&uri=true"),
+    ("DATABASE_URL", "sqlite:////tmp/x.db?timeout=never"),
+    ("DATABASE_URL", "postgresql://h/d?plugin=never"),
+    ("DATABASE_URL", "postgresql://\udcff@h/d"),
     ("DATABASE_URL", "sqlite+aiosqlite:///jobs.db"),
 ]
 
@@ -112,6 +119,21 @@ def test_empty_variable_is_one_that_is_not_set(monkeypatch):
     config = create_app().config
     assert (config["MAX_PAGE_SIZE"], config["TOKEN_MAX_AGE_DAYS"]) == (100, None)
     assert config["TRUSTED_HOSTS"] is None
+
+
+@pytest.mark.parametrize("value", [None, ""])
+def test_unset_value_in_a_mapping_is_the_default(value):
+    app = create_app(dict.fromkeys(DEFAULTS, value))
+    assert {name: app.config[name] for name in DEFAULTS} == DEFAULTS
+
+
+def test_folder_that_cannot_be_made_ends_the_start(monkeypatch, tmp_path):
+    (tmp_path / "instance").touch()
+    monkeypatch.setattr(
+        Flask, "auto_find_instance_path", lambda app: f"{tmp_path}/instance"
+    )
+    with pytest.raises(SystemExit, match="^DATABASE_URL must be set"):
+        create_app({})
 
 
 @pytest.mark.parametrize("scheme", ["postgres", "postgresql", "postgresql+psycopg"])
