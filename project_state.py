@@ -124,14 +124,16 @@ def read_state(content: bytes) -> dict[str, Any]:
 
     Raises InvalidState, which names every place at fault.
     """
-    document = parse_json(content)
-    if faults := list(repeated_keys(document)):
+    try:
+        document = parse_json(content)
+        faults = list(repeated_keys(document))
+    except RecursionError:
+        raise InvalidState("The file is nested too deep.") from None
+    if faults:
         raise InvalidState(*faults)
     place, project = "", document
-    if isinstance(document, dict) and "workflows" not in document:
-        place, project = (
-            (".data", document["data"]) if "data" in document else ("", document)
-        )
+    if isinstance(document, dict) and "data" in document and "id" not in document:
+        place, project = ".data", document["data"]
     try:
         project = ProjectSchema().load(project)
     except ValidationError as error:
@@ -159,8 +161,6 @@ def parse_json(content: bytes) -> Any:
         raise InvalidState(f"The file is not UTF-8 at byte {error.start}.") from None
     except json.JSONDecodeError as error:
         raise InvalidState(f"The file is not JSON: {error}.") from None
-    except RecursionError:
-        raise InvalidState("The file is nested too deep.") from None
 
 
 def not_json(constant: str) -> None:
@@ -193,7 +193,9 @@ def lines(messages: dict | list, place: str) -> Iterator[str]:
         yield from (f"{place.lstrip('.') or 'The file'}: {text}" for text in messages)
         return
     for key, inner in messages.items():
-        yield from lines(inner, place if key == "_schema" else place + step(key))
+        # Marshmallow's own key, unless it is the name of a workflow or a job.
+        own = key == "_schema" and isinstance(inner, list)
+        yield from lines(inner, place if own else place + step(key))
 
 
 def jobs_of(project: dict[str, Any]) -> list[dict[str, Any]]:
@@ -222,13 +224,15 @@ class Member(NamedTuple):
 def read_member(text: str) -> Member:
     """The member that EMAIL or EMAIL:ROLE names; InvalidState where it names none."""
     email, colon, role = text.partition(":")
-    if len(email) > 255 or not re.fullmatch(r"[^@\s\0]+@[^@\s\0]+", email):
-        raise InvalidState(f"--member {text!r}: Not a valid email address.")
+    email = email.lower()
+    part = r"[^@\s\0\ud800-\udfff]+"
+    if len(email) > 255 or not re.fullmatch(f"{part}@{part}", email):
+        raise InvalidState(f"--member {ascii(text)}: Not a valid email address.")
     if colon and role not in (*ROLES, "none"):
         raise InvalidState(
-            f"--member {text!r}: The role is none of {', '.join(ROLES)}, none."
+            f"--member {ascii(text)}: The role is none of {', '.join(ROLES)}, none."
         )
-    return Member(email.lower(), role or None)
+    return Member(email, role or None)
 
 
 def import_project(

@@ -234,6 +234,14 @@ def test_what_is_no_state_file_is_refused(runner, dump, content, line):
     assert result.stderr.startswith(line) and result.stderr.count("\n") == 1
 
 
+@pytest.mark.parametrize("depth", [500, 990, 1500, 5000])
+def test_depth_that_only_python_minds_is_refused(runner, depth):
+    """Its parser and its functions end at depths of their own."""
+    content = f'{{"z": {"[" * depth}{"]" * depth}}}'
+    result = runner.invoke(args=["import-project", "-"], input=content)
+    assert result.exit_code == 1 and isinstance(result.exception, SystemExit)
+
+
 REMOVE = object()
 FLOW, PLACE = "workflows.flow", "workflows.flow.jobs.job"
 MISSING = "Missing data for required field."
@@ -290,6 +298,12 @@ NO_TIME = "Not a valid datetime."
         (FLOW, "jobs", {"job": []}, f"{PLACE}: Must be an object."),
         (FLOW, "jobs", {"a\nb": []}, f'{FLOW}.jobs."a\\nb": Must be an object.'),
         (FLOW, "jobs", {"\ud800": []}, f'{FLOW}.jobs."\\ud800": Must be an object.'),
+        (
+            "",
+            "workflows",
+            {"_schema": {"id": WORKFLOW, "name": "x"}},
+            f"workflows._schema.jobs: {MISSING}",
+        ),
         ("", "name", "x" * 256, "name: Longer than maximum length 255."),
         (FLOW, "name", "é" * 256, f"{FLOW}.name: Longer than maximum length 255."),
         (PLACE, "name", "x" * 256, f"{PLACE}.name: Longer than maximum length 255."),
@@ -409,6 +423,8 @@ def test_id_of_another_project_is_refused(runner, import_state, state, dump):
         "a@b@c",
         "x\n@y",
         "x" * 256 + "@y",
+        "İ" * 250 + "@y",
+        "\udcff@y",
     ],
 )
 def test_member_that_is_none_is_refused(runner, state, dump, member):
