@@ -44,10 +44,14 @@ def faults_reported() -> Iterator[None]:
         ]
     except DBAPIError as error:
         lines = [f"The database refused: {reason(error)}"]
+    except UnicodeEncodeError:
+        lines = ["An argument is not text in UTF-8."]
+    except OSError as error:
+        lines = [str(error)]
     else:
         return
     for line in lines:
-        click.echo(line, err=True)
+        click.echo(line.encode(errors="backslashreplace"), err=True)
     sys.exit(1)
 
 
@@ -89,8 +93,8 @@ def import_project_command(file: BinaryIO, members: tuple[str, ...]) -> None:
     project = project_state.read_state(file.read())
     with writing() as session:
         counts = project_state.import_project(session, project, wishes)
-    done = ", ".join(f"{n} {what}" for what, n in sorted(counts.items()))
-    click.echo(f"Project {project['id']}: {done or 'empty'}.")
+        done = ", ".join(f"{n} {what}" for what, n in sorted(counts.items()))
+        click.echo(f"Project {project['id']}: {done or 'empty'}.")
 
 
 @click.command("create-token")
@@ -104,9 +108,9 @@ def create_token_command(email: str) -> None:
     """
     with writing() as session:
         token, row = create_token(session, require_user(session, email))
-        token_id = row.id
-    click.echo(token)
-    click.echo(token_id, err=True)
+        # Before the commit: a token that could not be shown is not kept.
+        click.echo(token)
+        click.echo(row.id, err=True)
 
 
 @click.command("list-tokens")
@@ -122,7 +126,7 @@ def list_tokens(email: str | None) -> None:
         .order_by(UserToken.inserted_at, UserToken.id)
     )
     with db.engine.connect() as connection, Session(connection) as session:
-        if email:
+        if email is not None:
             query = query.where(User.id == require_user(session, email).id)
         for token_id, owner, context, inserted_at in session.execute(query):
             time = inserted_at.isoformat(timespec="seconds") + "Z"
@@ -160,9 +164,9 @@ def demo() -> None:
         user = require_user(session, DEMO_EMAIL)
         session.execute(delete(UserToken).where(UserToken.user_id == user.id))
         token, _ = create_token(session, user)
-    url = f"http://127.0.0.1:{current_app.config['PORT']}/api/jobs?page_size=1"
-    click.echo(f"Token: {token}")
-    click.echo(f"curl -H 'Authorization: Bearer {token}' '{url}'")
+        url = f"http://127.0.0.1:{current_app.config['PORT']}/api/jobs?page_size=1"
+        click.echo(f"Token: {token}")
+        click.echo(f"curl -H 'Authorization: Bearer {token}' '{url}'")
 
 
 commands = (

@@ -1,12 +1,19 @@
 """The commands: what they print, where, and how they fail."""
 
+import json
+import os
 import re
 import sqlite3
+import subprocess
+import sys
 from contextlib import closing
 from datetime import datetime
+from uuid import uuid4
 
+import psycopg
 import pytest
-from sqlalchemy import text
+from conftest import ROOT
+from sqlalchemy import make_url, text
 
 from app import create_app
 from models import UserToken, db
@@ -41,6 +48,45 @@ def test_create_token_prints_the_token_alone(runner, client, you):
     assert re.fullmatch(f"{UUID}\n", result.stderr)
     headers = {"Authorization": f"Bearer {result.stdout.strip()}"}
     assert client.get("/api/jobs", headers=headers).status_code == 200
+
+
+def test_token_that_cannot_be_shown_is_not_kept(flask, you, database_url):
+    with open("/dev/full", "wb") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "flask", "create-token", you],
+            cwd=ROOT,
+            env=os.environ | {"DATABASE_URL": database_url},
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+    assert done.returncode == 1
+    assert done.stderr == "[Errno 28] No space left on device\n"
+    assert flask("list-tokens") == ""
+
+
+@pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
+def test_text_that_the_database_cannot_hold_is_one_line(
+    postgresql_url, make_app, new_state, database_url
+):
+    name = f"latin_{uuid4().hex}"
+    with psycopg.connect(postgresql_url, autocommit=True) as connection:
+        connection.execute(
+            f"CREATE DATABASE {name} ENCODING 'LATIN1' LC_COLLATE 'C' LC_CTYPE 'C'"
+            " TEMPLATE template0"
+        )
+        url = make_url(postgresql_url).set(database=name).render_as_string(False)
+        app = make_app(DATABASE_URL=url)
+        runner = app.test_cli_runner()
+        assert runner.invoke(args=["init-db"]).exit_code == 0
+        state = json.dumps(new_state(name="→"))
+        result = runner.invoke(args=["import-project", "-"], input=state)
+        with app.app_context():
+            db.engine.dispose()
+        connection.execute(f"DROP DATABASE {name}")
+    assert result.exit_code == 1
+    [line] = result.stderr.splitlines()
+    assert "LATIN1" in line
 
 
 def test_list_tokens_has_a_line_a_token(
@@ -80,7 +126,10 @@ def test_revoked_token_is_gone(runner, flask, you):
     [
         (["create-token", "nobody@x"], "There is no user nobody@x."),
         (["list-tokens", "nobody@x"], "There is no user nobody@x."),
+        (["list-tokens", ""], "There is no user ."),
+        (["create-token", "\udcff@x"], "An argument is not text in UTF-8."),
         (["revoke-token", "x"], "There is no token x."),
+        (["revoke-token", "\udcff"], "There is no token \\udcff."),
         (
             ["revoke-token", "00000000-0000-0000-0000-000000000000"],
             "There is no token 00000000-0000-0000-0000-000000000000.",
