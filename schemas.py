@@ -38,7 +38,8 @@ class PageNumber(fields.Field[int]):
                 f"must be a whole number between 1 and {self.maximum()}."
             )
         # int() refuses thousands of digits, and ten are enough for every maximum.
-        number = int(value) if len(value.lstrip("0")) <= 10 else 0
+        digits = value.lstrip("0")
+        number = int(digits or 0) if len(digits) <= 10 else 0
         if not 1 <= number <= self.maximum():
             raise ValidationError(f"must be between 1 and {self.maximum()}.")
         return number

@@ -165,6 +165,7 @@ def test_case_of_ids_and_a_trailing_slash_change_nothing(client, clinic, path):
         ("page_size=5", [0, 1, 2, 3, 4], None, None),
         ("page_size=100", [0, 1, 2, 3, 4], None, None),
         ("page=0002&page_size=001", [1], 1, 3),
+        ("page=" + "0" * 4400 + "2&page_size=2", [2, 3], 1, 3),
     ],
 )
 def test_page_holds_its_part_and_links_its_neighbours(
