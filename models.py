@@ -43,7 +43,8 @@ def begin_snapshot(connection: Any, *_: Any) -> None:
         connection.execute("BEGIN")
         return
     # psycopg sends its own BEGIN. A server that closed the connection has made the
-    # socket readable, which costs no round trip to see.
+    # socket readable, which costs no round trip to see; one that is about to, within
+    # the millisecond, is a 503.
     poller = poll()
     poller.register(connection.fileno(), POLLIN)
     if poller.poll(0):

@@ -1,0 +1,135 @@
+"""The database that is measured: made once, the same each time, and kept."""
+
+import sys
+from collections.abc import Iterable
+from datetime import datetime, timedelta
+from hashlib import md5, sha256
+from itertools import islice
+from pathlib import Path
+from random import Random
+from typing import Any
+from uuid import UUID, uuid4
+from zlib import crc32
+
+import psycopg
+from sqlalchemy import URL, insert, inspect, make_url, text
+from sqlalchemy.orm import Session
+from sqlalchemy.schema import CreateIndex, CreateTable
+
+sys.path.append(str(Path(__file__).resolve().parent.parent))
+
+from app import create_app
+from models import (
+    DIGEST,
+    Job,
+    Project,
+    ProjectUser,
+    User,
+    UserToken,
+    Workflow,
+    db,
+    writing,
+)
+
+ROOT = Path(__file__).resolve().parent.parent
+CACHE = ROOT / ".bench"
+LEAST_JOBS = 200
+LINE = "fn(state => ({ ...state, data: state.data.map(row => row.id) }));\n"
+BODY, LARGE_BODY = (LINE * 10_000)[:600], (LINE * 10_000)[:500_000]
+
+
+def make_id(kind: str, number: int) -> str:
+    """An id that is spread like a random one and can be named again."""
+    return str(UUID(bytes=md5(f"{kind} {number}".encode()).digest(), version=4))
+
+
+def bearer(user: str) -> str:
+    """The Authorization header of a user: small, all, or two."""
+    return f"Bearer bench-token-of-the-user-{user}"
+
+
+PROJECT, JOB = make_id("project", 0), make_id("job", 0)
+LARGE_PROJECT, LARGE_JOB = make_id("project", -1), make_id("job", -1)
+
+
+def prepare(database: str, jobs: int) -> str:
+    """The URL of a database with so many jobs, which is made where it is missing."""
+    if jobs < LEAST_JOBS:
+        raise SystemExit(f"--jobs must be {LEAST_JOBS} or more.")
+    CACHE.mkdir(exist_ok=True)
+    # A change of the tables must not be measured with the tables of before.
+    tables = db.metadata.sorted_tables
+    statements = [str(CreateTable(table)) for table in tables]
+    statements += sorted(str(CreateIndex(i)) for table in tables for i in table.indexes)
+    name = f"jobs_bench_{jobs}_{crc32(''.join(statements).encode()):08x}"
+    if database == "sqlite":
+        url = URL.create("sqlite", database=str(CACHE / f"{name}.db"))
+    else:
+        server = make_url(database).set(drivername="postgresql")
+        url = server.set(database=name)
+        with connect(server.set(database=server.database or "postgres")) as connection:
+            query = f"SELECT 1 FROM pg_database WHERE datname = '{name}'"
+            if not connection.execute(query).fetchone():
+                connection.execute(f"CREATE DATABASE {name}")
+    app = create_app({"DATABASE_URL": url.render_as_string(hide_password=False)})
+    with app.app_context():
+        # Tables and rows come in one transaction: both are there, or neither.
+        if not inspect(db.engine).has_table("jobs"):
+            print(f"Making {name} …", file=sys.stderr)
+            with writing() as session:
+                fill(session, jobs // 20)
+            if database != "sqlite":
+                with connect(url) as connection:
+                    connection.execute("VACUUM ANALYZE")
+        db.engine.dispose()
+    return app.config["DATABASE_URL"]
+
+
+def connect(url: URL) -> psycopg.Connection:
+    """A connection to PostgreSQL that is in no transaction."""
+    return psycopg.connect(url.render_as_string(hide_password=False), autocommit=True)
+
+
+def fill(session: Session, projects: int) -> None:
+    """Create the tables, projects of 20 jobs, and number -1, whose bodies are large."""
+    if session.connection().dialect.name == "sqlite":
+        session.execute(text("PRAGMA cache_size = -1000000"))
+    db.metadata.create_all(session.connection())
+    numbers = range(-1, projects)
+    put(session, Project, ({"id": make_id("project", n), "name": "p"} for n in numbers))
+    members = {"small": range(10), "all": numbers, "two": (-1, 0)}
+    for user, numbers in members.items():
+        owned = {"user_id": str(uuid4())}
+        digest = sha256(bearer(user).removeprefix("Bearer ").encode()).digest()
+        put(session, User, [{"id": owned["user_id"], "email": f"{user}@example.org"}])
+        put(session, UserToken, [owned | {"token": digest, "context": DIGEST}])
+        member = owned | {"role": "viewer"}
+        rows = (member | {"project_id": make_id("project", n)} for n in numbers)
+        put(session, ProjectUser, rows)
+    rows = (
+        {"id": make_id("workflow", n), "project_id": make_id("project", n // 5)}
+        for n in range(-5, projects * 5)
+    )
+    put(session, Workflow, rows)
+    put(session, Job, (make_job(n) for n in range(-20, projects * 20)))
+
+
+def make_job(number: int) -> dict[str, Any]:
+    """The row of a job, of which four make a workflow."""
+    # Spread, so that the order of time is not that of insertion.
+    time = datetime(2024, 1, 1) + timedelta(days=200) * Random(number).random()
+    return {
+        "id": make_id("job", number),
+        "name": f"Job {number}",
+        "workflow_id": make_id("workflow", number // 4),
+        "inserted_at": time,
+        "updated_at": time,
+        "body": LARGE_BODY if number < 0 else BODY,
+    }
+
+
+def put(session: Session, model: type, rows: Iterable[dict[str, Any]]) -> None:
+    """Insert rows past the session, some thousands at a time."""
+    rows = iter(rows)
+    while batch := list(islice(rows, 5000)):
+        session.execute(insert(model.__table__), batch)

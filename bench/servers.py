@@ -1,0 +1,90 @@
+"""Servers of gunicorn on 127.0.0.1, and single requests to them."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.client import HTTPConnection, HTTPResponse
+from pathlib import Path
+from typing import NamedTuple
+
+from data import CACHE, ROOT
+
+
+class Server(NamedTuple):
+    """A gunicorn that runs: its master's process id and its port."""
+
+    pid: int
+    port: int
+
+
+@contextmanager
+def gunicorn(
+    app: str, *options: str, folder: Path = ROOT, **environment: str
+) -> Iterator[Server]:
+    """Two workers that serve the app from its folder, until the block is left."""
+    # So that a terminated benchmark ends its servers too.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    log = CACHE / f"{app.partition(':')[0]}.log"
+    command = [sys.executable, "-m", "gunicorn", "--workers", "2", *options]
+    command += ["--bind", f"127.0.0.1:{port}", app]
+    environment = os.environ | environment
+    environment.pop("GUNICORN_CMD_ARGS", None)
+    with log.open("w") as output:
+        process = subprocess.Popen(
+            command, cwd=folder, env=environment, stdout=output, stderr=output
+        )
+    try:
+        wait(process, port, log)
+        yield Server(process.pid, port)
+    finally:
+        process.terminate()
+        try:
+            process.wait(40)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+
+def wait(process: subprocess.Popen, port: int, log: Path) -> None:
+    """Return as soon as the server answers anything; SystemExit when it does not."""
+    for _ in range(200):
+        if process.poll() is not None:
+            break
+        try:
+            ask(port, "/")
+        except OSError:
+            time.sleep(0.1)
+        else:
+            return
+    raise SystemExit(f"gunicorn did not start:\n{log.read_text().strip()}")
+
+
+def ask(
+    port: int, path: str, method: str = "GET", **headers: str
+) -> tuple[HTTPResponse, bytes]:
+    """The answer and its body, over a connection of its own."""
+    connection = HTTPConnection("127.0.0.1", port, timeout=30)
+    try:
+        connection.request(method, path, headers={"Connection": "close"} | headers)
+        response = connection.getresponse()
+        return response, response.read()
+    finally:
+        connection.close()
+
+
+def memory(server: Server) -> dict[int, float]:
+    """The proportional set size of each worker in MB, by its process id."""
+    children = Path(f"/proc/{server.pid}/task/{server.pid}/children").read_text()
+    sizes = {}
+    for pid in map(int, children.split()):
+        lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+        line = next(line for line in lines if line.startswith("Pss:"))
+        sizes[pid] = int(line.split()[1]) / 1024
+    return sizes
