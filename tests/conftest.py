@@ -191,6 +191,18 @@ def seed(new_state, import_state, bearer):
     )
 
 
+@pytest.fixture
+def paths(seed):
+    """A path of each job route."""
+    project, job = seed.project_id, seed.job_ids[0]
+    return [
+        "/api/jobs",
+        f"/api/projects/{project}/jobs",
+        f"/api/jobs/{job}",
+        f"/api/projects/{project}/jobs/{job}",
+    ]
+
+
 class Server:
     """A gunicorn of its own, on a free port of 127.0.0.1, as the project serves it."""
 

@@ -3,18 +3,6 @@
 import pytest
 
 
-@pytest.fixture
-def paths(seed):
-    """A path of each job route."""
-    project, job = seed.project_id, seed.job_ids[0]
-    return [
-        "/api/jobs",
-        f"/api/projects/{project}/jobs",
-        f"/api/jobs/{job}",
-        f"/api/projects/{project}/jobs/{job}",
-    ]
-
-
 def test_job_routes_answer_304_to_those_who_have_it(client, seed, paths):
     for path in paths:
         full = client.get(path, headers=seed.bearer)

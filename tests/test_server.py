@@ -9,8 +9,6 @@ import time
 from contextlib import ExitStack, suppress
 from http.client import HTTPException
 
-import pytest
-
 
 class Load:
     """Clients that ask in turn until they are told to stop, and what they got."""
@@ -44,18 +42,6 @@ class Load:
         """Return when so many more answers have come."""
         count += len(self.answers)
         self.server.wait_until(lambda: len(self.answers) >= count)
-
-
-@pytest.fixture
-def paths(seed):
-    """A path of each job route."""
-    project, job = seed.project_id, seed.job_ids[0]
-    return [
-        "/api/jobs?page_size=2",
-        f"/api/projects/{project}/jobs",
-        f"/api/jobs/{job}",
-        f"/api/projects/{project}/jobs/{job}",
-    ]
 
 
 def test_workers_connect_after_they_were_forked(start_server, seed, paths):
