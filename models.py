@@ -71,9 +71,10 @@ class Id(db.Uuid[str]):
         super().__init__(as_uuid=False)
 
     def result_processor(self, dialect: db.Dialect, coltype: Any) -> Any:
-        """Split SQLite's 32 digits without a detour through UUID objects."""
-        if dialect.supports_native_uuid:
-            return super().result_processor(dialect, coltype)
+        """Split SQLite's 32 digits without a detour through UUID objects.
+
+        PostgreSQL has a type of its own in SQLAlchemy, which does not come here.
+        """
         return lambda h: h and f"{h[:8]}-{h[8:12]}-{h[12:16]}-{h[16:20]}-{h[20:]}"
 
 

@@ -156,6 +156,14 @@ def test_every_argument_at_fault_is_named(client, seed):
     }
 
 
+@pytest.mark.parametrize("query", ["page=1&page=1", "page=1&page_size=2&page=2"])
+def test_argument_is_given_once(client, seed, query):
+    """Even where one value would do as well as the other."""
+    response = client.get(f"/api/jobs?{query}", headers=seed.bearer)
+    assert response.status_code == 400
+    assert details(response) == {"page": "page must be given once."}
+
+
 def test_routes_know_their_own_arguments_alone(client, seed):
     project, job = seed.project_id, seed.job_ids[0]
     for path, name in (
