@@ -165,7 +165,7 @@ def test_odd_request_gets_its_answer(start_server, seed):
 
 
 def test_slow_clients_do_not_starve_the_others(start_server, seed):
-    """Twenty send a header byte by byte, twenty read nothing of a large answer."""
+    """Twenty send a header byte by byte, and never come to its end."""
     server = start_server()
     stop = threading.Event()
 
