@@ -2,7 +2,7 @@
 
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
@@ -48,6 +48,10 @@ def faults_reported() -> Iterator[None]:
         lines = ["An argument is not text in UTF-8."]
     except OSError as error:
         lines = [str(error)]
+        if error.filename is None:
+            # What stdout could not take must not fail again when Python ends.
+            with suppress(OSError):
+                sys.stdout.close()
     else:
         return
     for line in lines:

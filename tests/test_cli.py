@@ -55,7 +55,7 @@ def test_token_that_cannot_be_shown_is_not_kept(flask, you, database_url):
         done = subprocess.run(
             [sys.executable, "-m", "flask", "create-token", you],
             cwd=ROOT,
-            env=os.environ | {"DATABASE_URL": database_url},
+            env={"PATH": os.environ["PATH"], "DATABASE_URL": database_url},
             stdout=full,
             stderr=subprocess.PIPE,
             text=True,
