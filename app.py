@@ -130,7 +130,7 @@ def show_project_job(project_id: str, job_id: str) -> Response:
 def parse_id(text: str) -> str:
     """An id from the path in lower case, or the answer 400."""
     try:
-        return schemas.Id().deserialize(text)
+        return schemas.path_id.deserialize(text)
     except ValidationError:
         abort(400, f"{text} is not a UUID.")
 

@@ -35,6 +35,7 @@ def token_required(view: Callable[..., Any]) -> Callable[..., Any]:
 
     @wraps(view)
     def with_token(**path: str) -> Any:
+        """What the view answers, while the snapshot is open."""
         with models.db.engine.connect() as connection:
             g.connection = connection
             g.project_ids = find_caller_of(connection, bearer_token()).project_ids

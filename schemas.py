@@ -66,6 +66,7 @@ class ListArguments(Schema):
 list_arguments = ListArguments()
 project_list_arguments = ListArguments(exclude=["project_id"])
 no_arguments = ListArguments(only=[])
+path_id = Id()
 
 
 def load_arguments(schema: Schema, arguments: MultiDict) -> dict[str, Any]:
@@ -172,6 +173,7 @@ def page_links(
     """The links of a page: the URL and the arguments of its request, page by page."""
 
     def link(**page_argument: int) -> str:
+        """The URL of the request, or that of another page of it."""
         query = "&".join(
             f"{name}={value}"
             for name, value in (page_argument | arguments | page_argument).items()
