@@ -6,8 +6,7 @@ from datetime import datetime
 from typing import Any
 
 from flask import current_app
-from marshmallow import Schema, ValidationError, fields, post_dump
-from sqlalchemy import RowMapping
+from marshmallow import Schema, ValidationError, fields
 from werkzeug.datastructures import MultiDict
 
 MAX_PAGE = 2**31 - 1
@@ -85,46 +84,27 @@ def load_arguments(schema: Schema, arguments: MultiDict) -> dict[str, Any]:
     return loaded
 
 
-class Time(fields.Field[datetime]):
+def attributes(job: Mapping[str, Any]) -> dict[str, str | None]:
+    """What a list tells of a job."""
+    return {
+        "name": job["name"],
+        "adaptor": job["adaptor"],
+        "inserted_at": as_time(job["inserted_at"]),
+        "updated_at": as_time(job["updated_at"]),
+    }
+
+
+def as_time(time: datetime) -> str:
     """A naive UTC time as RFC 3339 text with six digits and ``Z``."""
-
-    def _serialize(self, value: datetime, *args: Any, **kwargs: Any) -> str:
-        return value.isoformat(timespec="microseconds") + "Z"
+    return time.isoformat(timespec="microseconds") + "Z"
 
 
-class JobSchema(Schema):
-    """A job's row as a resource object."""
-
-    id = fields.String()
-    name = fields.String()
-    adaptor = fields.String()
-    inserted_at = Time()
-    updated_at = Time()
-    body = fields.String()
-    workflow_id = fields.String()
-    project_id = fields.String()
-
-    def get_attribute(self, row: RowMapping, attr: str, default: Any) -> Any:
-        """The column of that name, without marshmallow's search for other kinds."""
-        return row[attr]
-
-    @post_dump
-    def as_resource(self, job: dict[str, Any], **kwargs: Any) -> dict[str, Any]:
-        """Sort the fields into the members of a resource object."""
-        relationships = {
-            "workflow": to_one("workflows", job.pop("workflow_id")),
-            "project": to_one("projects", job.pop("project_id")),
-        }
-        return {
-            "type": "jobs",
-            "id": job.pop("id"),
-            "attributes": job,
-            "relationships": relationships,
-        }
-
-
-job_schema = JobSchema()
-listed_job_schema = JobSchema(exclude=["body"], many=True)
+def relationships(job: Mapping[str, Any]) -> dict[str, Any]:
+    """The workflow and the project of a job."""
+    return {
+        "workflow": to_one("workflows", job["workflow_id"]),
+        "project": to_one("projects", job["project_id"]),
+    }
 
 
 def to_one(resource_type: str, resource_id: str) -> dict[str, Any]:
@@ -132,9 +112,22 @@ def to_one(resource_type: str, resource_id: str) -> dict[str, Any]:
     return {"data": {"type": resource_type, "id": resource_id}}
 
 
+class JobSchema(Schema):
+    """A job's row as a resource object."""
+
+    type = fields.Constant("jobs")
+    id = fields.Function(lambda job: job["id"])
+    attributes = fields.Function(attributes)
+    relationships = fields.Function(relationships)
+
+
+job_schema = JobSchema()
+
+
 def job_document(job: Mapping[str, Any], jobs_url: str) -> dict[str, Any]:
     """The answer with one job, its workflow and its project."""
     resource = job_schema.dump(job)
+    resource["attributes"]["body"] = job["body"]
     links = {"self": f"{jobs_url}/{job['id']}"}
     workflow = {
         "type": "workflows",
@@ -161,7 +154,7 @@ def list_document(
     meta: Mapping[str, int],
 ) -> dict[str, Any]:
     """The answer with one page of jobs."""
-    data = listed_job_schema.dump(jobs)
+    data = job_schema.dump(jobs, many=True)
     for resource in data:
         resource["links"] = {"self": f"{jobs_url}/{resource['id']}"}
     return {"data": data, "included": [], "links": links, "meta": meta}
