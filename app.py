@@ -74,7 +74,7 @@ def add_headers(response: Response) -> Response:
 @jobs.get("/health_check")
 def health_check() -> dict[str, str]:
     """Whether a table can be read: 200, or 503."""
-    with models.db.engine.connect() as connection:
+    with models.db.engine.begin() as connection:
         connection.execute(models.can_read).first()
     return {"status": "ok"}
 

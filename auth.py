@@ -36,7 +36,8 @@ def token_required(view: Callable[..., Any]) -> Callable[..., Any]:
     @wraps(view)
     def with_token(**path: str) -> Any:
         """What the view answers, while the snapshot is open."""
-        with models.db.engine.connect() as connection:
+        # Ends with a commit: at a rollback psycopg drops its prepared statements.
+        with models.db.engine.begin() as connection:
             g.connection = connection
             g.project_ids = find_caller_of(connection, bearer_token()).project_ids
             return view(**path)

@@ -113,7 +113,9 @@ def engine_options(url: URL) -> dict[str, Any]:
         # Without an isolation level the driver leaves every BEGIN to us.
         return {"connect_args": {"timeout": 5, "isolation_level": None}}
     own = url.normalized_query.get("options", ())
-    options = " ".join(("-c statement_timeout=5s", *own))
+    # Prepared at first use and planned once: planning costs more than running.
+    settings = "-c statement_timeout=5s -c plan_cache_mode=force_generic_plan"
+    options = " ".join((settings, *own))
     return {
         "isolation_level": "REPEATABLE READ",
         "connect_args": {
@@ -121,6 +123,7 @@ def engine_options(url: URL) -> dict[str, Any]:
             "connect_timeout": 3,
             "keepalives_idle": 30,
             "options": options,
+            "prepare_threshold": 0,
             "tcp_user_timeout": 5000,
         },
     }

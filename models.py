@@ -35,6 +35,10 @@ def prepare_connection(connection: Any, _: Any) -> None:
         connection.execute("PRAGMA temp_store = MEMORY")
     else:
         connection.read_only = True
+        # Ids are text in Python: as UUID objects they would cost twice.
+        adapters = connection.adapters
+        text = adapters.get_loader(adapters.types["text"].oid, 0)
+        adapters.register_loader("uuid", text)
 
 
 def begin_snapshot(connection: Any, *_: Any) -> None:
