@@ -222,6 +222,25 @@ def test_connection_of_the_service_cannot_write(app):
     assert values == ["on", "repeatable read", "5s"]
 
 
+def test_statements_stay_prepared(get, app):
+    """From one request to the next; planning anew would cost more than running."""
+    for _ in range(2):
+        assert get("/api/jobs", "member.api").status_code == 200
+    with app.app_context(), db.engine.connect() as connection:
+        prepared = connection.exec_driver_sql(
+            "SELECT statement FROM pg_prepared_statements"
+        ).scalars()
+        assert sum("FROM user_tokens" in statement for statement in prepared) == 1
+
+
+def test_column_that_changes_its_type_costs_one_answer(get, admin):
+    """Of each connection, since its statements were prepared for the old type."""
+    assert get("/api/jobs", "member.api").status_code == 200
+    admin.execute("ALTER TABLE jobs ALTER COLUMN name TYPE text")
+    statuses = [get("/api/jobs", "member.api").status_code for _ in range(3)]
+    assert statuses == [503, 200, 200]
+
+
 @pytest.mark.parametrize(
     "args", [["init-db"], ["demo"], ["create-token", "member@example.org"]]
 )
