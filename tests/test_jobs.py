@@ -182,13 +182,17 @@ def test_page_holds_its_part_and_links_its_neighbours(
     assert response.json["meta"]["total_entries"] == 5
 
 
-def test_every_page_in_turn_is_the_whole_list(client, new_state, import_state, bearer):
+@pytest.mark.parametrize("others", [0, 120], ids=["one project", "many projects"])
+def test_every_page_in_turn_is_the_whole_list(
+    client, new_state, import_state, bearer, join_empty_projects, others
+):
     """Pages near the end are read from the end, and ties of time are broken by id."""
     state = new_state(jobs=23)
     for workflow in state["workflows"]:
         for job in workflow["jobs"]:
             job["inserted_at"] = f"2024-01-01T00:00:0{ord(job['id'][0]) % 3}"
     import_state(state, "you@example.org")
+    join_empty_projects("you@example.org", others)
     headers = bearer("you@example.org")
     whole = client.get("/api/jobs?page_size=100", headers=headers).json["data"]
     pages, url = [], "/api/jobs?page_size=4"
@@ -202,12 +206,14 @@ def test_every_page_in_turn_is_the_whole_list(client, new_state, import_state, b
     )
 
 
+@pytest.mark.parametrize("others", [0, 120], ids=["one project", "many projects"])
 def test_long_list_is_in_order_wherever_its_jobs_stand(
-    client, new_state, import_state, bearer
+    client, new_state, import_state, bearer, join_empty_projects, others
 ):
     """At the ends of the table, or behind thousands of jobs of others."""
     ours = new_state(jobs=2010)
     import_state(ours, "you@example.org")
+    join_empty_projects("you@example.org", others)
     headers = bearer("you@example.org")
 
     def names(page):
@@ -217,11 +223,11 @@ def test_long_list_is_in_order_wherever_its_jobs_stand(
 
     for others_at in (None, "2001-01-01", "2999-01-01"):
         if others_at:
-            others = new_state(jobs=2001)
-            for workflow in others["workflows"]:
+            theirs = new_state(jobs=2001)
+            for workflow in theirs["workflows"]:
                 for job in workflow["jobs"]:
                     job["inserted_at"] = others_at
-            import_state(others)
+            import_state(theirs)
         assert names(1) == ["Job 0", "Job 1", "Job 2"]
         assert names(335) == ["Job 1002", "Job 1003", "Job 1004"]
         assert names(336) == ["Job 1005", "Job 1006", "Job 1007"]
