@@ -15,7 +15,7 @@ import pytest
 from sqlalchemy import make_url, update
 
 from app import create_app
-from models import Job, Project, ProjectUser, User, UserToken, Workflow, db, writing
+from models import Job, Project, ProjectUser, User, UserToken, Workflow, db
 
 ROOT = Path(__file__).parent.parent
 
@@ -171,23 +171,6 @@ def new_state():
         return {"id": str(uuid4()), "name": "Project", "workflows": workflows} | project
 
     return make
-
-
-@pytest.fixture
-def join_empty_projects(app):
-    """A function that makes a user a member of so many projects without jobs."""
-
-    def join(email, count):
-        with app.app_context(), writing() as session:
-            user_id = session.scalar(db.select(User.id).where(User.email == email))
-            for project_id in [str(uuid4()) for _ in range(count)]:
-                session.add(Project(id=project_id, name="Empty"))
-                session.flush()
-                session.add(
-                    ProjectUser(project_id=project_id, user_id=user_id, role="viewer")
-                )
-
-    return join
 
 
 @pytest.fixture
