@@ -236,9 +236,13 @@ class Server:
             response.body = response.read()
             return response
 
-    def send(self, request, timeout=10):
+    def connect(self):
+        """A connection of its own."""
+        return socket.create_connection(("127.0.0.1", self.port), timeout=15)
+
+    def send(self, request):
         """All that the server answers to raw bytes, until it closes the connection."""
-        with socket.create_connection(("127.0.0.1", self.port), timeout) as connection:
+        with self.connect() as connection:
             connection.sendall(request)
             connection.shutdown(socket.SHUT_WR)
             return b"".join(iter(lambda: connection.recv(65536), b""))

@@ -3,11 +3,12 @@
 import json
 import os
 import signal
-import socket
 import threading
 import time
-from contextlib import ExitStack, suppress
-from http.client import HTTPException
+from contextlib import ExitStack, closing, suppress
+from http.client import HTTPConnection, HTTPException
+
+import pytest
 
 
 class Load:
@@ -179,9 +180,7 @@ def test_slow_clients_do_not_starve_the_others(start_server, seed):
     with ExitStack() as stack:
         threads = []
         for _ in range(20):
-            connection = stack.enter_context(
-                socket.create_connection(("127.0.0.1", server.port))
-            )
+            connection = stack.enter_context(server.connect())
             threads.append(threading.Thread(target=dribble, args=[connection]))
             threads[-1].start()
         time.sleep(1)
@@ -190,6 +189,87 @@ def test_slow_clients_do_not_starve_the_others(start_server, seed):
         stop.set()
         for thread in threads:
             thread.join()
+
+
+HALF_HEAD = b"GET /api/jobs HTTP/1.1\r\nX: "
+DAWDLERS = {
+    "sends nothing": b"",
+    "sends half a head": HALF_HEAD,
+    "sends half a head that is too long": HALF_HEAD + b"x" * 70_000,
+    "sends no body": b"POST / HTTP/1.1\r\nHost: h\r\nContent-Length: 5\r\n\r\n",
+    "does not hang up": b"GET / HTTP/1.1\r\nHost: h\r\nConnection: close\r\n\r\n",
+}
+
+
+@pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+@pytest.mark.parametrize("request_", DAWDLERS.values(), ids=DAWDLERS.keys())
+def test_dawdlers_hold_nobody_up(start_server, seed, request_):
+    """Not even more of them than there are threads; each is cut off in the end."""
+    server = start_server()
+    with ExitStack() as stack:
+        dawdlers = [stack.enter_context(server.connect()) for _ in range(20)]
+        for dawdler in dawdlers:
+            dawdler.sendall(request_)
+        begin = time.monotonic()
+        for _ in range(20):
+            assert server.get("/api/jobs", seed.bearer).status == 200
+        assert time.monotonic() - begin < 5
+        for dawdler in dawdlers:
+            with suppress(ConnectionResetError):
+                while dawdler.recv(65536):
+                    pass
+    assert "Traceback" not in server.log()
+
+
+@pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+def test_answers_that_nobody_reads_are_given_up(
+    start_server, import_state, new_state, bearer
+):
+    """As many as there are threads, of a size that no buffer takes."""
+    state = new_state()
+    job = state["workflows"][0]["jobs"][0]
+    job["body"] = "x" * 10_000_000
+    import_state(state, "you@example.org")
+    headers = bearer("you@example.org")
+    server = start_server()
+    request = (
+        f"GET /api/jobs/{job['id']} HTTP/1.1\r\nHost: h\r\n"
+        f"Authorization: {headers['Authorization']}\r\n\r\n"
+    )
+    with ExitStack() as stack:
+        for _ in range(8):
+            stack.enter_context(server.connect()).sendall(request.encode())
+        time.sleep(1)
+        assert server.get("/api/jobs", headers).status == 200
+
+
+@pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+def test_body_that_nobody_reads_costs_no_answer(start_server):
+    server = start_server()
+    with closing(HTTPConnection("127.0.0.1", server.port, timeout=10)) as connection:
+        connection.request("POST", "/api/jobs", body=b"x" * 5_000_000)
+        assert connection.getresponse().status == 405
+
+
+def test_connection_serves_one_request_after_another(start_server, seed):
+    """However they are cut into packets."""
+    server = start_server()
+    token = seed.bearer["Authorization"].encode()
+    first = b"GET /api/jobs HTTP/1.1\r\nHost: h\r\nAuthorization: " + token
+    last = first + b"\r\nConnection: close\r\n\r\n"
+    first += b"\r\n\r\n"
+    with server.connect() as connection:
+        for piece in (
+            first[:9],
+            first[9:-1],
+            first[-1:] + first + last[:-2],
+            last[-2:],
+        ):
+            connection.sendall(piece)
+            time.sleep(0.2)
+        answers = b"".join(iter(lambda: connection.recv(65536), b""))
+    assert answers.count(b"HTTP/1.1 200 OK") == 3
+    assert answers.count(b"Connection: close") == 1
 
 
 def test_access_log_has_a_line_a_request_without_the_token(start_server, seed):
