@@ -71,20 +71,9 @@ db = SQLAlchemy(
 )
 
 
-class Id(db.Uuid[str]):
-    """A UUID that is text in Python, lower case with hyphens, as answers have it."""
-
-    cache_ok = True
-
-    def __init__(self) -> None:
-        super().__init__(as_uuid=False)
-
-    def result_processor(self, dialect: db.Dialect, coltype: Any) -> Any:
-        """Split SQLite's 32 digits without a detour through UUID objects.
-
-        PostgreSQL has a type of its own in SQLAlchemy, which does not come here.
-        """
-        return lambda h: h and f"{h[:8]}-{h[8:12]}-{h[12:16]}-{h[16:20]}-{h[20:]}"
+# Text of 36 characters in Python, as answers have it, and in SQLite too, where Uuid
+# would keep the 32 digits alone and put the hyphens back into every value it reads.
+Id = db.Uuid(as_uuid=False).with_variant(db.String(36), "sqlite")
 
 
 def new_id() -> str:

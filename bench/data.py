@@ -58,10 +58,12 @@ def prepare(database: str, jobs: int) -> str:
         raise SystemExit(f"--jobs must be {LEAST_JOBS} or more.")
     CACHE.mkdir(exist_ok=True)
     # A change of the tables must not be measured with the tables of before.
+    dialect = make_url("sqlite://" if database == "sqlite" else database).get_dialect()
     tables = db.metadata.sorted_tables
-    statements = [str(CreateTable(table)) for table in tables]
-    statements += sorted(str(CreateIndex(i)) for table in tables for i in table.indexes)
-    name = f"jobs_bench_{jobs}_{crc32(''.join(statements).encode()):08x}"
+    indexes = sorted((i for t in tables for i in t.indexes), key=lambda i: i.name)
+    statements = [*map(CreateTable, tables), *map(CreateIndex, indexes)]
+    ddl = "".join(str(one.compile(dialect=dialect())) for one in statements)
+    name = f"jobs_bench_{jobs}_{crc32(ddl.encode()):08x}"
     if database == "sqlite":
         url = URL.create("sqlite", database=str(CACHE / f"{name}.db"))
     else:
