@@ -307,7 +307,9 @@ def listing(condition: db.ColumnElement[bool]) -> Listing:
         )
         near = jobs.where(Job.id.in_(ids.limit(limit).offset(offset)))
         pages[backwards, True] = near.order_by(*order)
-    total = count.correlate(None).scalar_subquery().label("total")
+    # Cheaper than the other count for few projects, and dearer for many.
+    flat = db.select(db.func.count(Job.id)).join(Workflow).where(*conditions)
+    total = flat.correlate(None).scalar_subquery().label("total")
     return Listing(pages[False, False].add_columns(total), count, pages)
 
 
