@@ -243,29 +243,50 @@ def import_project(
     Raises InvalidState where an id belongs to another project.
     """
     refuse_ids_of_others(session, project)
-    counts = Counter()
-    now = utc_now()
-    project_id = project["id"]
-    project_row = session.get(Project, project_id)
-    put(session, Project, project_row, pick(project, Project))
+    row = session.get(Project, project["id"])
+    put(session, Project, row, pick(project, Project))
     session.flush()
-
-    in_project = Workflow.project_id == project_id
+    in_project = Workflow.project_id == project["id"]
     workflows = rows_by_id(session, select(Workflow).where(in_project))
     jobs = rows_by_id(session, select(Job).join(Workflow).where(in_project))
+    counts = Counter()
+    counts.update(import_workflows(session, project, workflows))
+    counts.update(import_jobs(session, project, jobs))
+    # What is left of the rows has no entry in the file any more.
+    counts.update(delete_rows(session, "jobs", jobs))
+    counts.update(delete_rows(session, "workflows", workflows))
+    counts.update(
+        f"members {set_member(session, project['id'], member)}" for member in members
+    )
+    return counts
+
+
+def import_workflows(
+    session: Session, project: dict[str, Any], rows: dict[str, Workflow]
+) -> Iterator[str]:
+    """Create or change the workflows of the file, and take their rows out of ``rows``.
+
+    Says of each what was done; so do those below.
+    """
     for workflow in project["workflows"]:
-        values = pick(workflow, Workflow) | {"project_id": project_id}
-        done = put(session, Workflow, workflows.pop(workflow["id"], None), values)
-        counts[f"workflows {done}"] += 1
+        values = pick(workflow, Workflow) | {"project_id": project["id"]}
+        done = put(session, Workflow, rows.pop(workflow["id"], None), values)
+        yield f"workflows {done}"
         for job in workflow["jobs"]:
             job["workflow_id"] = workflow["id"]
     session.flush()
 
+
+def import_jobs(
+    session: Session, project: dict[str, Any], rows: dict[str, Job]
+) -> Iterator[str]:
+    """Create or change the jobs of the file, and take their rows out of ``rows``."""
+    now = utc_now()
     for place, job in enumerate(jobs_of(project)):
         values = {
             name: value for name, value in pick(job, Job).items() if value is not None
         }
-        row = jobs.pop(job["id"], None)
+        row = rows.pop(job["id"], None)
         if row is None:
             # Later jobs of the file come later in lists.
             time = now + timedelta(microseconds=place)
@@ -273,17 +294,16 @@ def import_project(
         done = put(session, Job, row, values)
         if done == "updated" and "updated_at" not in values:
             row.updated_at = now
-        counts[f"jobs {done}"] += 1
+        yield f"jobs {done}"
     session.flush()
 
-    for kind, gone in (("jobs", jobs), ("workflows", workflows)):
-        for row in gone.values():
-            session.delete(row)
-            counts[f"{kind} deleted"] += 1
-        session.flush()
-    for member in members:
-        counts[f"members {set_member(session, project_id, member)}"] += 1
-    return counts
+
+def delete_rows(session: Session, kind: str, rows: dict[str, Any]) -> Iterator[str]:
+    """Delete the rows."""
+    for row in rows.values():
+        session.delete(row)
+        yield f"{kind} deleted"
+    session.flush()
 
 
 def refuse_ids_of_others(session: Session, project: dict[str, Any]) -> None:
