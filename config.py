@@ -44,10 +44,16 @@ def load_config(app: Flask, config: Mapping[str, Any] | None) -> None:
     app.config["SQLALCHEMY_ENGINE_OPTIONS"] = options = POOL | engine_options(url)
     try:
         create_engine(url, **options)
-        if url.drivername.startswith("sqlite") and not os.path.isabs(url.database):
-            os.makedirs(app.instance_path, exist_ok=True)
     except (SQLAlchemyError, TypeError, ValueError):
         raise SystemExit("DATABASE_URL must have arguments of its driver.") from None
+    if url.drivername.startswith("sqlite") and not os.path.isabs(url.database):
+        make_instance_folder(app)
+
+
+def make_instance_folder(app: Flask) -> None:
+    """Make the folder in which a relative path of SQLite's is."""
+    try:
+        os.makedirs(app.instance_path, exist_ok=True)
     except OSError:
         raise SystemExit(
             "DATABASE_URL must be set: instance/ cannot be made."
