@@ -70,6 +70,8 @@ path_id = Id()
 
 def load_arguments(schema: Schema, arguments: MultiDict) -> dict[str, Any]:
     """The arguments of a request; ValidationError names each one that is at fault."""
+    if not arguments:
+        return {}
     faults = {
         name: ["must be given once."]
         for name, values in arguments.lists()
@@ -96,7 +98,7 @@ def attributes(job: Mapping[str, Any]) -> dict[str, str | None]:
 
 def as_time(time: datetime) -> str:
     """A naive UTC time as RFC 3339 text with six digits and ``Z``."""
-    return time.isoformat(timespec="microseconds") + "Z"
+    return time.isoformat("T", "microseconds") + "Z"
 
 
 def relationships(job: Mapping[str, Any]) -> dict[str, Any]:
