@@ -9,8 +9,10 @@ from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from selectors import EVENT_READ
+from typing import NoReturn
 
 from gunicorn.http import get_parser
+from gunicorn.http.errors import LimitRequestHeaders
 from gunicorn.http.message import Request
 from gunicorn.workers.gthread import TConn, ThreadWorker
 
@@ -18,7 +20,7 @@ from gunicorn.workers.gthread import TConn, ThreadWorker
 # more of the answer, and to hang up after it.
 PATIENCE = 5
 
-# How many bytes of a head are waited for; of a longer one, only what has come is read.
+# How many bytes of a head are waited for; a longer one is a 431.
 LARGEST_HEAD = 65536
 
 
@@ -84,11 +86,16 @@ def has_head(conn: TConn) -> bool:
     received = None if b"\r\n\r\n" in head else receive(conn)
     head += received or b""
     unreader.unread(head)
-    if len(head) > LARGEST_HEAD:
-        with suppress(OSError):
-            conn.sock.shutdown(socket.SHUT_RD)
+    if b"\r\n\r\n" in head:
         return True
-    return received == b"" or b"\r\n\r\n" in head
+    if len(head) > LARGEST_HEAD:
+        unreader.chunk = refuse_more
+    return received == b"" or len(head) > LARGEST_HEAD
+
+
+def refuse_more(size_hint: int | None = None) -> NoReturn:
+    """Let the parser find a head too long where it asks for more of it."""
+    raise LimitRequestHeaders(f"more than {LARGEST_HEAD} bytes")
 
 
 def receive(conn: TConn) -> bytes | None:

@@ -123,6 +123,13 @@ def test_garbage_is_refused(start_server, tmp_path):
     assert "Traceback" not in server.log()
 
 
+def test_head_that_is_too_long_is_refused(start_server):
+    """Though each of its fields were short enough for gunicorn."""
+    fields = (b"X: " + b"x" * 8000 + b"\r\n") * 20
+    answer = start_server().send(b"GET / HTTP/1.1\r\nHost: h\r\n" + fields + b"\r\n")
+    assert head(answer) == 431
+
+
 ODD_REQUESTS = [
     (b"/api/jobs/%", b"", 400),
     (b"/api/jobs/%zz%00%ff", b"", 400),
