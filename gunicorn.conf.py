@@ -122,6 +122,9 @@ preload_app = True
 worker_class = PatientWorker
 threads = 8
 
+# Below the usual limit of 1024 open files: gunicorn ends a worker that reaches it.
+worker_connections = 900
+
 # A worker touches its heartbeat, a file, before each request: no disk shall delay that.
 worker_tmp_dir = "/dev/shm" if Path("/dev/shm").is_dir() else None
 
