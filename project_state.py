@@ -138,13 +138,20 @@ def read_state(content: bytes) -> dict[str, Any]:
         project = ProjectSchema().load(project)
     except ValidationError as error:
         raise InvalidState(*lines(error.normalized_messages(), place)) from None
-    for workflow in project["workflows"]:
-        workflow["place"] = f"{place}.workflows{workflow['place']}".lstrip(".")
-        for job in workflow["jobs"]:
-            job["place"] = f"{workflow['place']}.jobs{job['place']}"
+    tie_entries(project, place)
     refuse_repeated_ids(project["workflows"])
     refuse_repeated_ids(jobs_of(project))
     return project
+
+
+def tie_entries(project: dict[str, Any], place: str) -> None:
+    """Give each workflow and job its whole place and the id of what it belongs to."""
+    for workflow in project["workflows"]:
+        workflow["project_id"] = project["id"]
+        workflow["place"] = f"{place}.workflows{workflow['place']}".lstrip(".")
+        for job in workflow["jobs"]:
+            job["workflow_id"] = workflow["id"]
+            job["place"] = f"{workflow['place']}.jobs{job['place']}"
 
 
 def parse_json(content: bytes) -> Any:
@@ -264,23 +271,17 @@ def import_project(
 def import_workflows(
     session: Session, project: dict[str, Any], rows: dict[str, Workflow]
 ) -> Iterator[str]:
-    """Create or change the workflows of the file, and take their rows out of ``rows``.
-
-    Says of each what was done; so do those below.
-    """
+    """What was done with each workflow of the file, whose row leaves ``rows``."""
     for workflow in project["workflows"]:
-        values = pick(workflow, Workflow) | {"project_id": project["id"]}
-        done = put(session, Workflow, rows.pop(workflow["id"], None), values)
-        yield f"workflows {done}"
-        for job in workflow["jobs"]:
-            job["workflow_id"] = workflow["id"]
+        row = rows.pop(workflow["id"], None)
+        yield f"workflows {put(session, Workflow, row, pick(workflow, Workflow))}"
     session.flush()
 
 
 def import_jobs(
     session: Session, project: dict[str, Any], rows: dict[str, Job]
 ) -> Iterator[str]:
-    """Create or change the jobs of the file, and take their rows out of ``rows``."""
+    """What was done with each job of the file, whose row leaves ``rows``."""
     now = utc_now()
     for place, job in enumerate(jobs_of(project)):
         values = {
@@ -299,7 +300,7 @@ def import_jobs(
 
 
 def delete_rows(session: Session, kind: str, rows: dict[str, Any]) -> Iterator[str]:
-    """Delete the rows."""
+    """What was done with each of the rows: it was deleted."""
     for row in rows.values():
         session.delete(row)
         yield f"{kind} deleted"
