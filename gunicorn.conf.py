@@ -86,11 +86,12 @@ def has_head(conn: TConn) -> bool:
     received = None if b"\r\n\r\n" in head else receive(conn)
     head += received or b""
     unreader.unread(head)
-    if b"\r\n\r\n" in head:
+    if b"\r\n\r\n" in head or received == b"":
         return True
     if len(head) > LARGEST_HEAD:
         unreader.chunk = refuse_more
-    return received == b"" or len(head) > LARGEST_HEAD
+        return True
+    return False
 
 
 def refuse_more(size_hint: int | None = None) -> NoReturn:
