@@ -57,17 +57,20 @@ def prepare(database: str, jobs: int) -> str:
     if jobs < LEAST_JOBS:
         raise SystemExit(f"--jobs must be {LEAST_JOBS} or more.")
     CACHE.mkdir(exist_ok=True)
+    if database == "sqlite":
+        server = make_url("sqlite://")
+    else:
+        server = make_url(database).set(drivername="postgresql")
     # A change of the tables must not be measured with the tables of before.
-    dialect = make_url("sqlite://" if database == "sqlite" else database).get_dialect()
+    dialect = server.get_dialect()()
     tables = db.metadata.sorted_tables
     indexes = sorted((i for t in tables for i in t.indexes), key=lambda i: i.name)
     statements = [*map(CreateTable, tables), *map(CreateIndex, indexes)]
-    ddl = "".join(str(one.compile(dialect=dialect())) for one in statements)
+    ddl = "".join(str(one.compile(dialect=dialect)) for one in statements)
     name = f"jobs_bench_{jobs}_{crc32(ddl.encode()):08x}"
     if database == "sqlite":
-        url = URL.create("sqlite", database=str(CACHE / f"{name}.db"))
+        url = server.set(database=str(CACHE / f"{name}.db"))
     else:
-        server = make_url(database).set(drivername="postgresql")
         url = server.set(database=name)
         with connect(server.set(database=server.database or "postgres")) as connection:
             query = f"SELECT 1 FROM pg_database WHERE datname = '{name}'"
