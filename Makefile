@@ -1,13 +1,14 @@
 PYTHON ?= python3
-override PORT := $(or $(PORT),8000)
+ifdef PORT
 export PORT
+endif
 
 .PHONY: serve test lint format bench
 
 # The demo's token and curl line come first; a database of your own has tokens of its own.
 serve: .venv/serve
 	@test -n "$$DATABASE_URL" || .venv/bin/python -m flask demo
-	@.venv/bin/python -m gunicorn --bind 127.0.0.1:$(PORT) wsgi:app
+	@exec .venv/bin/python -m gunicorn wsgi:app
 
 test: .venv/test
 	.venv/bin/python -m pytest

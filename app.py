@@ -8,19 +8,16 @@ from typing import Any
 import orjson
 from flask import Blueprint, Flask, Response, abort, current_app, g, request, url_for
 from marshmallow import ValidationError
-from sqlalchemy.exc import DBAPIError
-from sqlalchemy.exc import TimeoutError as PoolTimeout
+from sqlalchemy.exc import SQLAlchemyError
 from werkzeug.exceptions import BadRequest, HTTPException, ServiceUnavailable
 from werkzeug.middleware.proxy_fix import ProxyFix
 
-import models
 import schemas
-from auth import require_job, require_project, token_required
+from auth import require_access, require_job, token_required
 from cli import commands
 from config import load_config
-
-DEFAULT_PAGE_SIZE = 10
-RETRY_AFTER = 5
+from database import init_database, is_unavailable, reading, reason
+from models import can_read, paginate
 
 jobs = Blueprint("jobs", __name__)
 
@@ -31,22 +28,18 @@ def create_app(config: Mapping[str, Any] | None = None) -> Flask:
     Raises SystemExit with one line for a value that is wrong.
     """
     app = Flask(__name__, static_folder=None)
-    load_config(app, config)
-    models.db.init_app(app)
+    app.config.update(load_config(config))
+    init_database(app)
     trusted = app.config["TRUSTED_PROXIES"]
-    app.wsgi_app = ProxyFix(
-        app.wsgi_app, x_for=trusted, x_proto=trusted, x_host=trusted
-    )
+    app.wsgi_app = ProxyFix(app.wsgi_app, trusted, trusted, trusted)
     # Both redirect before any error handler, unless off before the first rule.
     app.url_map.strict_slashes = False
     app.url_map.merge_slashes = False
     app.register_blueprint(jobs)
+    app.register_blueprint(commands)
     app.register_error_handler(HTTPException, as_json)
     app.register_error_handler(ValidationError, invalid_arguments)
-    app.register_error_handler(DBAPIError, database_unavailable)
-    app.register_error_handler(PoolTimeout, database_unavailable)
-    for command in commands:
-        app.cli.add_command(command)
+    app.register_error_handler(SQLAlchemyError, database_error)
     return app
 
 
@@ -54,8 +47,8 @@ def create_app(config: Mapping[str, Any] | None = None) -> Flask:
 def require_well_formed_address() -> None:
     """Answer 400 where links would echo a host or a scheme that is none.
 
-    Werkzeug gives an empty host for a malformed one, leaves the scheme that a proxy
-    passed on as it is, and overlooks slashes that are doubled at the start: a 404 here.
+    Werkzeug gives an empty host for a malformed one, and overlooks slashes that are
+    doubled at the start of a path: 404.
     """
     if request.environ["PATH_INFO"].startswith("//"):
         abort(404)
@@ -74,8 +67,8 @@ def add_headers(response: Response) -> Response:
 @jobs.get("/health_check")
 def health_check() -> dict[str, str]:
     """Whether a table can be read: 200, or 503."""
-    with models.db.engine.begin() as connection:
-        connection.execute(models.can_read).first()
+    with reading() as connection:
+        connection.execute(can_read).first()
     return {"status": "ok"}
 
 
@@ -86,18 +79,16 @@ def show_openapi() -> Response:
     document = orjson.loads(path.read_bytes())
     schema = document["components"]["parameters"]["page_size"]["schema"]
     schema["maximum"] = current_app.config["MAX_PAGE_SIZE"]
-    schema["default"] = default_page_size()
-    return Response(orjson.dumps(document), mimetype="application/json")
+    schema["default"] = min(schemas.DEFAULT_PAGE_SIZE, schema["maximum"])
+    return json_response(document)
 
 
 @jobs.get("/api/jobs")
 @token_required
 def list_jobs() -> Response:
     """One page of the jobs that the caller can access, or of one project's."""
-    arguments = schemas.load_arguments(schemas.list_arguments, request.args)
-    if "project_id" in arguments:
-        return project_page(arguments["project_id"], arguments)
-    return page_of(models.all_jobs, arguments, project_ids=g.project_ids)
+    arguments = load_arguments("page", "page_size", "project_id")
+    return page_of(jobs_url(), arguments, arguments.get("project_id"))
 
 
 @jobs.get("/api/projects/<project_id>/jobs")
@@ -105,25 +96,18 @@ def list_jobs() -> Response:
 def list_project_jobs(project_id: str) -> Response:
     """One page of a project's jobs."""
     project_id = parse_id(project_id)
-    arguments = schemas.load_arguments(schemas.project_list_arguments, request.args)
-    return project_page(project_id, arguments)
+    arguments = load_arguments("page", "page_size")
+    url = url_for("jobs.list_project_jobs", project_id=project_id, _external=True)
+    return page_of(url, arguments, project_id)
 
 
 @jobs.get("/api/jobs/<job_id>")
+@jobs.get("/api/projects/<project_id>/jobs/<job_id>", endpoint="show_project_job")
 @token_required
-def show_job(job_id: str) -> Response:
-    """One job with its body."""
-    job_id = parse_id(job_id)
-    schemas.load_arguments(schemas.no_arguments, request.args)
-    return cacheable(schemas.job_document(require_job(job_id), jobs_url()))
-
-
-@jobs.get("/api/projects/<project_id>/jobs/<job_id>")
-@token_required
-def show_project_job(project_id: str, job_id: str) -> Response:
-    """One job with its body, if it is in the project."""
-    project_id, job_id = parse_id(project_id), parse_id(job_id)
-    schemas.load_arguments(schemas.no_arguments, request.args)
+def show_job(job_id: str, project_id: str | None = None) -> Response:
+    """One job with its body, if it is in the project, where the path names one."""
+    job_id, project_id = parse_id(job_id), parse_id(project_id)
+    load_arguments()
     return cacheable(schemas.job_document(require_job(job_id, project_id), jobs_url()))
 
 
@@ -135,51 +119,35 @@ def parse_id(text: str) -> str:
         abort(400, f"{text} is not a UUID.")
 
 
+def load_arguments(*names: str) -> dict[str, Any]:
+    """The arguments of the request, with defaults; 400 for any that is not named."""
+    schema = schemas.list_arguments(current_app.config["MAX_PAGE_SIZE"], only=names)
+    return schemas.load_arguments(schema, request.args)
+
+
 def jobs_url() -> str:
     """The absolute URL of the list of all jobs, below which each job has its own."""
     return url_for("jobs.list_jobs", _external=True)
 
 
-def default_page_size() -> int:
-    """The size of a page where the request names none."""
-    return min(DEFAULT_PAGE_SIZE, current_app.config["MAX_PAGE_SIZE"])
-
-
-def project_page(project_id: str, arguments: dict[str, Any]) -> Response:
-    """The page of a project's jobs that the arguments ask for."""
-    require_project(project_id)
-    return page_of(models.project_jobs, arguments, project_id=project_id)
-
-
-def page_of(
-    listing: models.Listing, arguments: dict[str, Any], **values: str
-) -> Response:
+def page_of(url: str, arguments: dict[str, Any], project_id: str | None) -> Response:
     """The page of a list that the arguments ask for, with the links to the others."""
-    page = arguments.get("page", 1)
-    page_size = arguments.get("page_size", default_page_size())
-    rows, total = models.paginate(g.connection, listing, page, page_size, **values)
-    total_pages = max(1, -(-total // page_size))
-    path = {name: value.lower() for name, value in request.view_args.items()}
-    url = url_for(request.endpoint, _external=True, **path)
-    links = schemas.page_links(url, arguments, page, total_pages)
-    meta = {
-        "page_number": page,
-        "page_size": page_size,
-        "total_entries": total,
-        "total_pages": total_pages,
-    }
-    response = cacheable(schemas.list_document(rows, jobs_url(), links, meta))
-    response.headers["Link"] = ", ".join(
-        f'<{links[rel]}>; rel="{rel}"'
-        for rel in ("first", "prev", "next", "last")
-        if links[rel]
-    )
+    number, size = arguments["page"], arguments["page_size"]
+    ids = {"user_id": g.user_id, "project_id": project_id}
+    found, total, is_accessible = paginate(g.connection, number, size, **ids)
+    if project_id is not None:
+        require_access(project_id, is_accessible)
+    given = {name: arguments[name] for name in arguments if name in request.args}
+    page = schemas.Page(url, given, number, size, total)
+    document = schemas.list_document(found, jobs_url(), page)
+    response = cacheable(document)
+    response.headers["Link"] = schemas.link_header(document["links"])
     return response
 
 
 def cacheable(document: dict[str, Any]) -> Response:
     """The document as JSON, or a 304 to a client that has it already (RFC 9110)."""
-    response = Response(orjson.dumps(document), mimetype="application/json")
+    response = json_response(document)
     response.headers["Cache-Control"] = "private, no-cache"
     response.headers["Vary"] = "Authorization"
     response.add_etag()
@@ -187,6 +155,11 @@ def cacheable(document: dict[str, Any]) -> Response:
         response.status_code = HTTPStatus.NOT_MODIFIED
         response.set_data(b"")
     return response
+
+
+def json_response(document: dict[str, Any]) -> Response:
+    """A 200 with the document."""
+    return Response(orjson.dumps(document), mimetype="application/json")
 
 
 def as_json(error: HTTPException) -> Response:
@@ -198,21 +171,18 @@ def invalid_arguments(error: ValidationError) -> Response:
     """A 400 with an error object for each argument at fault."""
     faults = [
         {"detail": f"{name} {message}", "source": {"parameter": name}}
-        for name, messages in error.messages_dict.items()
-        for message in messages
+        for name, [message] in error.messages_dict.items()
     ]
     return error_response(BadRequest(), faults)
 
 
-def database_unavailable(error: DBAPIError | PoolTimeout) -> Response:
-    """A 503 for a database that does not answer, and one line in the log."""
-    why = (
-        models.reason(error) if isinstance(error, DBAPIError) else "no free connection"
-    )
-    current_app.logger.error("The database cannot be read: %s", why)
-    return as_json(
-        ServiceUnavailable("The database cannot be read now.", retry_after=RETRY_AFTER)
-    )
+def database_error(error: SQLAlchemyError) -> Response:
+    """A 503 and a line in the log where asking again may help, else a fault of ours."""
+    if not is_unavailable(error):
+        raise error
+    current_app.logger.error("The database cannot be read: %s", reason(error))
+    unavailable = "The database cannot be read now."
+    return as_json(ServiceUnavailable(unavailable, retry_after=5))
 
 
 def error_response(error: HTTPException, faults: list[dict[str, Any]]) -> Response:

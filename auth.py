@@ -8,38 +8,43 @@ from hashlib import sha256
 from typing import Any
 
 from flask import abort, current_app, g, request
-from sqlalchemy import Connection, Row, RowMapping
-from sqlalchemy.orm import Session
+from sqlalchemy import RowMapping
 from werkzeug.exceptions import Unauthorized
 
 import models
+from database import db, reading
+
+CHALLENGE = 'Bearer realm="jobs"'
 
 
-def create_token(session: Session, user: models.User) -> tuple[str, models.UserToken]:
+def create_token(user: models.User) -> tuple[str, models.UserToken]:
     """A new token of the user's and its row, which keeps the digest alone."""
     token = secrets.token_urlsafe(32)
-    row = models.UserToken(
-        user_id=user.id, context=models.DIGEST, token=sha256(token.encode()).digest()
-    )
-    session.add(row)
-    session.flush()
+    digest = sha256(token.encode()).digest()
+    row = models.UserToken(user_id=user.id, context=models.DIGEST, token=digest)
+    db.session.add(row)
+    db.session.flush()
     return token, row
 
 
 def token_required(view: Callable[..., Any]) -> Callable[..., Any]:
     """Answer 401 unless the request bears a valid token.
 
-    For the view, ``g.connection`` reads the snapshot in which the token was found and
-    ``g.project_ids`` is a text with the id of each project that its user can access.
+    For the view, ``g.connection`` is one to read with, and ``g.user_id`` the caller's.
     """
 
     @wraps(view)
     def with_token(**path: str) -> Any:
-        """What the view answers, while the snapshot is open."""
-        # Ends with a commit: at a rollback psycopg drops its prepared statements.
-        with models.db.engine.begin() as connection:
-            g.connection = connection
-            g.project_ids = find_caller_of(connection, bearer_token()).project_ids
+        """What the view answers to the caller."""
+        token = bearer_token()
+        if not token:
+            raise unauthorized(CHALLENGE)
+        values = {"token": token, "digest": sha256(token).digest()}
+        with reading() as g.connection:
+            caller = g.connection.execute(models.find_caller, values).first()
+            if caller is None or is_too_old(caller.inserted_at):
+                raise unauthorized(f'{CHALLENGE}, error="invalid_token"')
+            g.user_id = caller.user_id
             return view(**path)
 
     return with_token
@@ -53,15 +58,10 @@ def bearer_token() -> bytes:
     return token if scheme.lower() == "bearer" else b""
 
 
-def find_caller_of(connection: Connection, token: bytes) -> Row:
-    """What a known token opens; 401 for others, old ones and disabled users."""
-    values = {"token": token, "digest": sha256(token).digest()}
-    caller = connection.execute(models.find_caller, values).first() if token else None
-    if caller is None or is_too_old(caller.inserted_at):
-        # Text, since Werkzeug's WWWAuthenticate leaves off the quotes of the realm.
-        challenge = 'Bearer realm="jobs"' + (', error="invalid_token"' if token else "")
-        raise Unauthorized("A valid bearer token is required.", None, [challenge])
-    return caller
+def unauthorized(challenge: str) -> Unauthorized:
+    """The 401 with what its ``WWW-Authenticate`` says."""
+    # Text, since Werkzeug's WWWAuthenticate leaves off the quotes of the realm.
+    return Unauthorized("A valid bearer token is required.", None, [challenge])
 
 
 def is_too_old(inserted_at: datetime) -> bool:
@@ -70,26 +70,24 @@ def is_too_old(inserted_at: datetime) -> bool:
     return max_age is not None and (models.utc_now() - inserted_at).days >= max_age
 
 
-def require_project(project_id: str) -> None:
-    """Answer 404 for a project that does not exist, 403 for one without access."""
-    if project_id in g.project_ids:
-        return
-    values = {"project_id": project_id}
-    if g.connection.execute(models.find_project, values).first() is None:
+def require_access(project_id: str, is_accessible: bool | None) -> None:
+    """Answer 404 where the project does not exist (None), 403 where it is closed."""
+    if is_accessible is None:
         abort(404, f"There is no project {project_id}.")
-    abort(403, f"You do not have access to project {project_id}.")
+    if not is_accessible:
+        abort(403, f"You do not have access to project {project_id}.")
 
 
 def require_job(job_id: str, project_id: str | None = None) -> RowMapping:
     """The job with its body, or the answer 404 or 403, the project's first."""
+    ids = {"user_id": g.user_id, "job_id": job_id, "project_id": project_id}
     if project_id is not None:
-        require_project(project_id)
-    values = {"job_id": job_id}
-    job = g.connection.execute(models.find_job, values).mappings().first()
+        require_access(project_id, g.connection.scalar(models.find_project, ids))
+    job = g.connection.execute(models.find_job, ids).mappings().first()
     if job is None:
         abort(404, f"There is no job {job_id}.")
     if project_id not in (None, job["project_id"]):
         abort(404, f"There is no job {job_id} in project {project_id}.")
-    if job["project_id"] not in g.project_ids:
+    if not job["is_accessible"]:
         abort(403, f"You do not have access to job {job_id}.")
     return job

@@ -1,79 +1,22 @@
-"""The tables, the access rule, and every statement that a request runs."""
+"""The tables, the access rule, and the statements that requests run."""
 
-import sqlite3
-from collections.abc import Iterator
-from contextlib import contextmanager
 from datetime import UTC, datetime
-from select import POLLIN, poll
-from typing import Any, NamedTuple
+from typing import Any
 from uuid import uuid4
 
-from flask_sqlalchemy import SQLAlchemy
-from sqlalchemy.exc import DBAPIError, DisconnectionError
-from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.orm import Mapped, mapped_column
-from sqlalchemy.sql.functions import FunctionElement
+
+from database import db
 
 # The contexts that open the API: of a token as Lightning keeps it, and of a digest.
 PLAIN, DIGEST = "api", "api:sha256"
-
-# How many jobs at an end of the table are looked through before a whole list is sorted.
-WINDOW = 2000
-
-# Pages that begin before this job are read together with their total, unless the ids
-# of the projects are longer than some hundred are: then the total is large.
-EARLY = 200
-MANY_IDS = 3600
-
-DEFAULT_ADAPTOR = "@openfn/language-common@latest"
-
-
-def utc_now() -> datetime:
-    """The time as the tables keep it: UTC, without a time zone."""
-    return datetime.now(UTC).replace(tzinfo=None)
-
-
-def prepare_connection(connection: Any, _: Any) -> None:
-    """Set up a new connection of the driver's."""
-    if isinstance(connection, sqlite3.Connection):
-        connection.execute("PRAGMA foreign_keys = ON")
-        connection.execute("PRAGMA temp_store = MEMORY")
-    else:
-        connection.read_only = True
-        # Ids are text in Python: as UUID objects they would cost twice.
-        adapters = connection.adapters
-        text = adapters.get_loader(adapters.types["text"].oid, 0)
-        adapters.register_loader("uuid", text)
-
-
-def begin_snapshot(connection: Any, *_: Any) -> None:
-    """Make everything that is read on this connection one state of the database."""
-    if isinstance(connection, sqlite3.Connection):
-        connection.execute("BEGIN")
-        return
-    # psycopg sends its own BEGIN. A server that closed the connection has made the
-    # socket readable, which costs no round trip to see; one that is about to, within
-    # the millisecond, is a 503.
-    poller = poll()
-    poller.register(connection.fileno(), POLLIN)
-    if poller.poll(0):
-        raise DisconnectionError
-
-
-db = SQLAlchemy(
-    engine_options={
-        "hide_parameters": True,
-        "pool_events": [
-            (prepare_connection, "connect"),
-            (begin_snapshot, "checkout"),
-        ],
-    }
-)
 
 
 # Text of 36 characters in Python, as answers have it, and in SQLite too, where Uuid
 # would keep the 32 digits alone and put the hyphens back into every value it reads.
 Id = db.Uuid(as_uuid=False).with_variant(db.String(36), "sqlite")
+
+Text255 = db.String(255)
 
 
 def new_id() -> str:
@@ -81,7 +24,9 @@ def new_id() -> str:
     return str(uuid4())
 
 
-Text255 = db.String(255)
+def utc_now() -> datetime:
+    """The time as the tables keep it: UTC, without a time zone."""
+    return datetime.now(UTC).replace(tzinfo=None)
 
 
 def belongs_to(model: type[db.Model], **options: Any) -> Mapped[str]:
@@ -158,80 +103,45 @@ class Job(db.Model):
     """A JavaScript step. The body stands last, so that lists need not read past it."""
 
     __tablename__ = "jobs"
-    __table_args__ = (
-        db.Index("jobs_workflow_id", "workflow_id", "inserted_at", "id"),
-        db.Index("jobs_inserted_at", "inserted_at", "id", "workflow_id"),
-    )
+    __table_args__ = (db.Index("jobs_workflow_id", "workflow_id", "inserted_at", "id"),)
 
     id: Mapped[str] = mapped_column(Id, primary_key=True)
     name: Mapped[str | None] = mapped_column(Text255)
-    adaptor: Mapped[str | None] = mapped_column(Text255, default=DEFAULT_ADAPTOR)
+    adaptor: Mapped[str | None] = mapped_column(
+        Text255, default="@openfn/language-common@latest"
+    )
     workflow_id: Mapped[str] = belongs_to(Workflow)
     inserted_at: Mapped[datetime]
     updated_at: Mapped[datetime]
     body: Mapped[str | None] = mapped_column(db.Text)
 
 
-class ids_in(FunctionElement[str]):
-    """The ids that a query gives, as one text: each with its hyphens, lower case."""
-
-    type = db.String()
-    inherit_cache = True
-
-
-@compiles(ids_in)
-def compile_ids_in(element: ids_in, compiler: Any, **kwargs: Any) -> str:
-    """A JSON array on SQLite, an array's text on PostgreSQL."""
-    query = compiler.process(element.clauses, **kwargs)
-    if compiler.dialect.name == "sqlite":
-        return f"(SELECT json_group_array(id) FROM {query})"
-    return f"CAST(ARRAY{query} AS TEXT)"
-
-
-class is_among(FunctionElement[bool]):
-    """Whether an id is one of those that ``ids_in`` gathered.
-
-    Of no type, since a Boolean would be compared with 1 on SQLite, past its indexes.
-    """
-
-    inherit_cache = True
-
-
-@compiles(is_among)
-def compile_is_among(element: is_among, compiler: Any, **kwargs: Any) -> str:
-    """A look-up among the elements of the array."""
-    column, ids = (compiler.process(clause, **kwargs) for clause in element.clauses)
-    if compiler.dialect.name == "sqlite":
-        return f"({column} IN (SELECT value FROM json_each({ids})))"
-    return f"({column} IN (SELECT unnest(CAST({ids} AS UUID[]))))"
-
-
 # The access rule: a member's projects, and a support user's where the project allows
-# it, none of them scheduled for deletion. Read once a request, with the token: the
-# statements after it need no join for it, and PostgreSQL need not plan them anew.
+# it, none of them scheduled for deletion. A member's are looked up one by one: in a
+# join PostgreSQL reads all projects, and among 5,000 a list takes 3 ms in place of 1.
+user_id, project_id = db.bindparam("user_id"), db.bindparam("project_id")
+scheduled = db.select(Project.scheduled_deletion).where(
+    Project.id == ProjectUser.project_id
+)
+is_support_user = db.select(User.id).where(User.id == user_id, User.support_user)
 accessible_projects = db.union_all(
-    db.select(ProjectUser.project_id.label("id"))
-    .where(
-        ProjectUser.user_id == User.id,
-        # A look-up a membership: joined, PostgreSQL would read all projects for them.
-        db.select(Project.scheduled_deletion)
-        .where(Project.id == ProjectUser.project_id)
-        .scalar_subquery()
-        .is_(None),
-    )
-    .correlate(User),
-    db.select(Project.id)
-    .where(
-        User.support_user,
+    db.select(ProjectUser.project_id.label("id")).where(
+        ProjectUser.user_id == user_id, scheduled.scalar_subquery().is_(None)
+    ),
+    db.select(Project.id).where(
+        is_support_user.exists(),
         Project.allow_support_access,
         Project.scheduled_deletion.is_(None),
-    )
-    .correlate(User),
-).scalar_subquery()
+    ),
+).subquery()
+
+is_accessible = (
+    db.exists().where(accessible_projects.c.id == Project.id).label("is_accessible")
+)
 
 find_caller = (
-    db.select(UserToken.inserted_at, ids_in(accessible_projects).label("project_ids"))
-    .join(User, User.id == UserToken.user_id)
+    db.select(UserToken.user_id, UserToken.inserted_at)
+    .join(User)
     .where(
         db.or_(
             (UserToken.context == PLAIN) & (UserToken.token == db.bindparam("token")),
@@ -241,7 +151,7 @@ find_caller = (
     )
 )
 
-find_project = db.select(Project.id).where(Project.id == db.bindparam("project_id"))
+find_project = db.select(is_accessible).where(Project.id == project_id)
 
 listed_columns = (
     Job.id,
@@ -259,141 +169,61 @@ find_job = (
         Job.body,
         Workflow.name.label("workflow_name"),
         Project.name.label("project_name"),
+        is_accessible,
     )
-    .join(Workflow, Workflow.id == Job.workflow_id)
-    .join(Project, Project.id == Workflow.project_id)
+    .select_from(Job)
+    .join(Workflow)
+    .join(Project)
     .where(Job.id == db.bindparam("job_id"), Workflow.deleted_at.is_(None))
 )
 
 can_read = db.select(Job.id).limit(1)
 
 
-class Listing(NamedTuple):
-    """The statements of a list: built once, since building costs more than running."""
+def listing(in_projects: db.ColumnElement[bool]) -> db.Select:
+    """The statement of a list: its total, and a page of its jobs beside it.
 
-    page_with_total: db.Select
-    count: db.Select
-    pages: dict[tuple[bool, bool], db.Select]
-
-
-def in_order(jobs: Any, backwards: bool) -> list[db.ColumnElement]:
-    """The order of lists, oldest first or, backwards, newest first."""
-    keys = [jobs.inserted_at, jobs.id]
-    return [key.desc() for key in keys] if backwards else keys
-
-
-def listing(condition: db.ColumnElement[bool]) -> Listing:
-    """The list of the jobs that meet the condition, but for deleted workflows.
-
-    A page is read from the first job or from the last, and from all jobs or from the
-    WINDOW jobs at that end of the table.
+    A page without a job is one row, which has the total and no job.
     """
-    conditions = Workflow.deleted_at.is_(None), condition
-    workflows = db.select(Workflow.id).where(*conditions)
-    count = db.select(db.func.count(Job.id)).where(Job.workflow_id.in_(workflows))
-    jobs = db.select(*listed_columns).join(Workflow)
-    limit, offset = db.bindparam("limit"), db.bindparam("offset")
-    pages = {}
-    for backwards in (False, True):
-        order = in_order(Job, backwards)
-        page = jobs.where(*conditions).order_by(*order)
-        pages[backwards, False] = page.limit(limit).offset(offset)
-        keys = db.select(Job.id, Job.inserted_at, Job.workflow_id)
-        window = keys.order_by(*order).limit(WINDOW).subquery().c
-        ids = (
-            db.select(window.id)
-            .where(workflows.where(Workflow.id == window.workflow_id).exists())
-            .order_by(*in_order(window, backwards))
-        )
-        near = jobs.where(Job.id.in_(ids.limit(limit).offset(offset)))
-        pages[backwards, True] = near.order_by(*order)
-    # Cheaper than the other count for few projects, and dearer for many.
-    flat = db.select(db.func.count(Job.id)).join(Workflow).where(*conditions)
-    total = flat.correlate(None).scalar_subquery().label("total")
-    return Listing(pages[False, False].add_columns(total), count, pages)
+    # Without the columns that only a page needs: this is sorted.
+    listed = (
+        db.select(Job.id, Job.inserted_at)
+        .join(Workflow)
+        .where(Workflow.deleted_at.is_(None), in_projects)
+        .cte()
+    )
+    total = db.select(db.func.count().label("total")).select_from(listed).subquery()
+    ids = (
+        db.select(listed.c.id)
+        .order_by(listed.c.inserted_at, listed.c.id)
+        .limit(db.bindparam("limit"))
+        .offset(db.bindparam("offset", type_=db.BigInteger))
+    )
+    jobs = db.select(*listed_columns).select_from(Job).join(Workflow)
+    page = jobs.where(Job.id.in_(ids)).subquery()
+    return (
+        db.select(total, page)
+        .select_from(total.outerjoin(page, db.true()))
+        .order_by(page.c.inserted_at, page.c.id)
+    )
 
 
-all_jobs = listing(
-    is_among(Workflow.project_id, db.bindparam("project_ids", type_=db.String))
+all_jobs = listing(Workflow.project_id.in_(db.select(accessible_projects.c.id)))
+project_jobs = listing(Workflow.project_id == project_id).add_columns(
+    find_project.scalar_subquery().label("is_accessible")
 )
-project_jobs = listing(Workflow.project_id == db.bindparam("project_id"))
-
-
-class Page(NamedTuple):
-    """The jobs of one page, and how many there are on all pages."""
-
-    jobs: list[db.RowMapping]
-    total: int
 
 
 def paginate(
-    connection: db.Connection, jobs: Listing, page: int, page_size: int, **values: Any
-) -> Page:
-    """One page of a list, oldest jobs first; no jobs past the last page."""
-    offset = (page - 1) * page_size
-    if offset < EARLY and len(values.get("project_ids", "")) < MANY_IDS:
-        limits = {"limit": page_size, "offset": offset}
-        rows = connection.execute(jobs.page_with_total, values | limits)
-        if rows := rows.mappings().all():
-            return Page(rows, rows[0]["total"])
-    total = connection.scalar(jobs.count, values) or 0
-    size = max(0, min(page_size, total - offset))
-    # From the nearer end: sorting gets dearer with every row that is passed over.
-    backwards = total - offset - size < offset
-    values |= {"limit": size, "offset": total - offset - size if backwards else offset}
-    rows = []
-    # Who sees many jobs most likely finds a page near an end of the table, unsorted.
-    for near in (True, False) if total > WINDOW else (False,):
-        if len(rows) < size:
-            statement = jobs.pages[backwards, near]
-            rows = connection.execute(statement, values).mappings().all()
-    return Page(rows[::-1] if backwards else rows, total)
+    connection: db.Connection, page: int, page_size: int, **ids: str | None
+) -> tuple[list[db.RowMapping], int, bool | None]:
+    """A page of jobs, the total of its list, and whether the project is accessible.
 
-
-BEGIN_WRITING = {
-    "sqlite": [
-        "ROLLBACK",
-        "PRAGMA busy_timeout = 60000",
-        "PRAGMA journal_mode = WAL",
-        "BEGIN IMMEDIATE",
-    ],
-    "postgresql": [
-        "SET TRANSACTION ISOLATION LEVEL READ COMMITTED READ WRITE",
-        "SET LOCAL statement_timeout = 0",
-        # Any number will do that no other program takes: "jobs" in ASCII.
-        "SELECT pg_advisory_xact_lock(1785684595)",
-    ],
-}
-
-
-class LightningDatabase(Exception):
-    """Refuses to write to the database of a Lightning instance."""
-
-
-@contextmanager
-def writing() -> Iterator[db.Session]:
-    """A session that holds the write lock from its start and commits at its end.
-
-    Raises LightningDatabase where Ecto's table of migrations stands: that database is
-    Lightning's to change.
+    The list is that of ``user_id`` or, if there is one, of ``project_id``; it begins
+    with the oldest job. Past its last page there are none.
     """
-    with db.engine.connect() as connection:
-        # What is set for writing must not come back to the pool.
-        connection.detach()
-        for statement in BEGIN_WRITING[connection.dialect.name]:
-            connection.exec_driver_sql(statement)
-        if db.inspect(connection).has_table("schema_migrations"):
-            raise LightningDatabase
-        with db.Session(connection) as session:
-            yield session
-            session.commit()
-        connection.commit()
-
-
-def reason(error: DBAPIError) -> str:
-    """The database's complaint in one line, with a hint where tables are missing."""
-    line = str(error.orig).strip().partition("\n")[0]
-    missing = getattr(error.orig, "sqlstate", None) == "42P01"
-    if missing or line.startswith("no such table"):
-        return f"{line} (run `flask init-db` to create the tables)"
-    return line
+    statement = all_jobs if ids["project_id"] is None else project_jobs
+    limits = {"limit": page_size, "offset": (page - 1) * page_size}
+    rows = connection.execute(statement, ids | limits).mappings().all()
+    found = [row for row in rows if row["id"] is not None]
+    return found, rows[0]["total"], rows[0].get("is_accessible")

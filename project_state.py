@@ -9,20 +9,19 @@ from typing import Any, NamedTuple
 
 from marshmallow import EXCLUDE, Schema, ValidationError, fields, validate
 from sqlalchemy import Select, func, select
-from sqlalchemy.orm import Session
 
-from models import Job, Project, ProjectUser, User, Workflow, utc_now
-from schemas import Id
+from database import db
+from models import Job, Project, ProjectUser, User, Workflow, new_id, utc_now
+from schemas import Id, Time
 
 ROLES = ("owner", "admin", "editor", "viewer")
 
+# An email, and a role of its owner's or "none", or None just to be a member.
+Member = tuple[str, str | None]
+
 
 class InvalidState(Exception):
-    """Says what is wrong with a state file or with what it asks for, a line a fault."""
-
-    def __init__(self, *faults: str) -> None:
-        super().__init__(*faults)
-        self.faults = faults
+    """Says what is wrong with a state file or a wish: an argument, a line, a fault."""
 
 
 def storable(text: str) -> None:
@@ -33,51 +32,14 @@ def storable(text: str) -> None:
         raise ValidationError("Must not contain lone surrogates.")
 
 
-class Time(fields.NaiveDateTime):
-    """An ISO 8601 time, UTC unless it says otherwise, as the tables keep it."""
-
-    def _deserialize(self, value: Any, *args: Any, **kwargs: Any) -> datetime:
-        try:
-            return super()._deserialize(value, *args, **kwargs)
-        except OverflowError:
-            raise ValidationError("Out of range.") from None
+def container(value: Any) -> None:
+    """Refuse what can hold no entries."""
+    if not isinstance(value, dict | list):
+        raise ValidationError("Must be an object or an array.")
 
 
-class Entries(fields.Field[list[dict[str, Any]]]):
-    """The entries of an object or an array, each with the ``place`` that it stands at.
-
-    Those marked for deletion are dropped unread.
-    """
-
-    def __init__(self, schema: type[Schema]) -> None:
-        super().__init__(required=True)
-        self.schema = schema()
-
-    def _deserialize(self, value: Any, *args: Any, **kwargs: Any) -> list[dict]:
-        if not isinstance(value, dict | list):
-            raise ValidationError("Must be an object or an array.")
-        entries, faults = [], {}
-        for key, entry in (
-            value.items() if isinstance(value, dict) else enumerate(value)
-        ):
-            if isinstance(entry, dict) and entry.get("delete") is True:
-                continue
-            try:
-                entries.append(self.schema.load(entry) | {"place": step(key)})
-            except ValidationError as error:
-                faults[key] = error.messages
-        if faults:
-            raise ValidationError(faults)
-        return entries
-
-
-class StateSchema(Schema):
+class EntrySchema(Schema):
     """What all objects of a state file have."""
-
-    class Meta:
-        """Keys that the service has no use for may stand anywhere."""
-
-        unknown = EXCLUDE
 
     error_messages = {"type": "Must be an object."}
 
@@ -85,73 +47,66 @@ class StateSchema(Schema):
     name = fields.String(required=True, validate=[validate.Length(max=255), storable])
 
 
-class JobSchema(StateSchema):
+class JobSchema(EntrySchema):
     """A job as a state file has it."""
 
+    parent_id = "workflow_id"
     body = fields.String(required=True, validate=storable)
     adaptor = fields.String(validate=[validate.Length(max=255), storable])
     inserted_at = Time(timezone=UTC, allow_none=True)
     updated_at = Time(timezone=UTC, allow_none=True)
 
 
-class WorkflowSchema(StateSchema):
-    """A workflow as a state file has it."""
+class WorkflowSchema(EntrySchema):
+    """A workflow as a state file has it; its jobs are read one by one."""
 
-    jobs = Entries(JobSchema)
+    parent_id = "project_id"
+    jobs = fields.Raw(required=True, validate=container)
     deleted_at = Time(timezone=UTC, allow_none=True)
 
 
-class ProjectSchema(StateSchema):
-    """A project as a state file has it."""
+class ProjectSchema(EntrySchema):
+    """A project as a state file has it; its workflows are read one by one."""
 
-    workflows = Entries(WorkflowSchema)
+    workflows = fields.Raw(required=True, validate=container)
     scheduled_deletion = Time(timezone=UTC, allow_none=True)
     allow_support_access = fields.Boolean(truthy={True}, falsy={False}, allow_none=True)
 
 
-class Object(dict[str, Any]):
-    """A JSON object that remembers the keys it had twice."""
+class Entry(NamedTuple):
+    """An object of a state file: where it stands, and what it says of its columns."""
 
-    def __init__(self, pairs: list[tuple[str, Any]]) -> None:
-        super().__init__(pairs)
-        self.repeated = [
-            key for key, n in Counter(k for k, _ in pairs).items() if n > 1
-        ]
+    place: str
+    values: dict[str, Any]
 
 
-def read_state(content: bytes) -> dict[str, Any]:
-    """The project in a state file, checked; each of its entries has its ``place``.
+class State(NamedTuple):
+    """A project, and its workflows and jobs in the order of the file."""
+
+    project: Entry
+    workflows: list[Entry]
+    jobs: list[Entry]
+
+
+def read_state(content: bytes) -> State:
+    """The project in a state file, checked.
 
     Raises InvalidState, which names every place at fault.
     """
-    try:
-        document = parse_json(content)
-        faults = list(repeated_keys(document))
-    except RecursionError:
-        raise InvalidState("The file is nested too deep.") from None
+    document, place = parse_json(content), ""
+    if isinstance(document, dict) and "data" in document and "id" not in document:
+        document, place = document["data"], "data"
+    faults = []
+    project = read_entry(ProjectSchema(), document, place, faults)
+    workflows = read_entries(WorkflowSchema(), project, "workflows", faults)
+    jobs = []
+    for workflow in workflows:
+        jobs += read_entries(JobSchema(), workflow, "jobs", faults)
+    for entries in (workflows, jobs):
+        faults += repeated_ids(entries)
     if faults:
         raise InvalidState(*faults)
-    place, project = "", document
-    if isinstance(document, dict) and "data" in document and "id" not in document:
-        place, project = ".data", document["data"]
-    try:
-        project = ProjectSchema().load(project)
-    except ValidationError as error:
-        raise InvalidState(*lines(error.normalized_messages(), place)) from None
-    tie_entries(project, place)
-    refuse_repeated_ids(project["workflows"])
-    refuse_repeated_ids(jobs_of(project))
-    return project
-
-
-def tie_entries(project: dict[str, Any], place: str) -> None:
-    """Give each workflow and job its whole place and the id of what it belongs to."""
-    for workflow in project["workflows"]:
-        workflow["project_id"] = project["id"]
-        workflow["place"] = f"{place}.workflows{workflow['place']}".lstrip(".")
-        for job in workflow["jobs"]:
-            job["workflow_id"] = workflow["id"]
-            job["place"] = f"{workflow['place']}.jobs{job['place']}"
+    return State(project, workflows, jobs)
 
 
 def parse_json(content: bytes) -> Any:
@@ -159,7 +114,7 @@ def parse_json(content: bytes) -> Any:
     try:
         return json.loads(
             content.decode("utf-8-sig"),
-            object_pairs_hook=Object,
+            object_pairs_hook=without_repeated_keys,
             # No number is kept, and int() refuses the longest.
             parse_int=float,
             parse_constant=not_json,
@@ -168,6 +123,8 @@ def parse_json(content: bytes) -> Any:
         raise InvalidState(f"The file is not UTF-8 at byte {error.start}.") from None
     except json.JSONDecodeError as error:
         raise InvalidState(f"The file is not JSON: {error}.") from None
+    except RecursionError:
+        raise InvalidState("The file is nested too deep.") from None
 
 
 def not_json(constant: str) -> None:
@@ -175,202 +132,155 @@ def not_json(constant: str) -> None:
     raise InvalidState(f"The file is not JSON: {constant} is no number.")
 
 
-def repeated_keys(value: Any, place: str = "") -> Iterator[str]:
-    """A line for each key that stands twice in one object."""
-    if isinstance(value, Object):
-        for key in value.repeated:
-            yield f"{place}{step(key)}".lstrip(".") + ": Stands twice in one object."
-        items = value.items()
-    else:
-        items = enumerate(value) if isinstance(value, list) else ()
-    for key, inner in items:
-        yield from repeated_keys(inner, place + step(key))
+def without_repeated_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object; InvalidState where a key stands twice in it."""
+    keys = Counter(key for key, _ in pairs)
+    if len(keys) < len(pairs):
+        [(key, _)] = keys.most_common(1)
+        raise InvalidState(f"The file has {json.dumps(key)} twice in one object.")
+    return dict(pairs)
 
 
-def step(key: str | int) -> str:
-    """One step of a place in a file: ``[2]`` in an array, ``.name`` in an object."""
-    if isinstance(key, int):
-        return f"[{key}]"
-    return f".{key}" if key.isprintable() else f".{json.dumps(key)}"
+def read_entry(schema: Schema, value: Any, place: str, faults: list[str]) -> Entry:
+    """The object at a place, as far as it has no faults, of which each adds a line."""
+    try:
+        values = schema.load(value, unknown=EXCLUDE)
+    except ValidationError as error:
+        values = error.valid_data
+        for key, messages in error.normalized_messages().items():
+            at = place or "The file" if key == "_schema" else join(place, key)
+            faults += [f"{at}: {message}" for message in messages]
+    return Entry(place, values)
 
 
-def lines(messages: dict | list, place: str) -> Iterator[str]:
-    """Marshmallow's messages as lines that each begin with a place."""
-    if isinstance(messages, list):
-        yield from (f"{place.lstrip('.') or 'The file'}: {text}" for text in messages)
-        return
-    for key, inner in messages.items():
-        # Marshmallow's own key, unless it is the name of a workflow or a job.
-        own = key == "_schema" and isinstance(inner, list)
-        yield from lines(inner, place if own else place + step(key))
-
-
-def jobs_of(project: dict[str, Any]) -> list[dict[str, Any]]:
-    """All jobs of a project that was read, in the order of the file."""
-    return [job for workflow in project["workflows"] for job in workflow["jobs"]]
-
-
-def refuse_repeated_ids(entries: Iterable[dict[str, Any]]) -> None:
-    """Raise InvalidState where two of the entries have one id."""
-    places, faults = {}, []
+def read_entries(
+    schema: Schema, parent: Entry, name: str, faults: list[str]
+) -> list[Entry]:
+    """The entries of an object or an array; those marked for deletion go unread."""
+    # One that is missing or of another type is among the faults already.
+    container, place = parent.values.pop(name, []), join(parent.place, name)
+    items = container.items() if isinstance(container, dict) else enumerate(container)
+    entries = [
+        read_entry(schema, value, join(place, key), faults)
+        for key, value in items
+        if not (isinstance(value, dict) and value.get("delete") is True)
+    ]
     for entry in entries:
-        first = places.setdefault(entry["id"], entry["place"])
-        if first != entry["place"]:
-            faults.append(f"{entry['place']}.id: Stands at {first} too.")
-    if faults:
-        raise InvalidState(*faults)
+        entry.values[schema.parent_id] = parent.values.get("id")
+    return entries
 
 
-class Member(NamedTuple):
-    """A wish about one member: a role, "none", or just to be one."""
+def join(place: str, key: str | int) -> str:
+    """A place and a step from it: ``[2]`` in an array, ``.name`` in an object."""
+    if isinstance(key, int):
+        return f"{place}[{key}]"
+    return f"{place}.{key if key.isprintable() else json.dumps(key)}".lstrip(".")
 
-    email: str
-    role: str | None
+
+def repeated_ids(entries: Iterable[Entry]) -> Iterator[str]:
+    """A line for each entry whose id stands at an earlier place too."""
+    places = {}
+    for place, values in entries:
+        first = places.setdefault(values.get("id", place), place)
+        if first != place:
+            yield f"{place}.id: Stands at {first} too."
 
 
 def read_member(text: str) -> Member:
-    """The member that EMAIL or EMAIL:ROLE names; InvalidState where it names none."""
-    email, colon, role = text.partition(":")
-    email = email.lower()
-    part = r"[^@\s\0\ud800-\udfff]+"
-    if len(email) > 255 or not re.fullmatch(f"{part}@{part}", email):
-        raise InvalidState(f"--member {ascii(text)}: Not a valid email address.")
-    if colon and role not in (*ROLES, "none"):
+    """The wish in EMAIL or EMAIL:ROLE; InvalidState where it is none."""
+    part, roles = r"[^@:\s\0\ud800-\udfff]+", (*ROLES, "none")
+    match = re.fullmatch(f"({part}@{part})(?::({'|'.join(roles)}))?", text)
+    if match is None or len(match[1].lower()) > 255:
         raise InvalidState(
-            f"--member {ascii(text)}: The role is none of {', '.join(ROLES)}, none."
+            f"--member {ascii(text)}: Must be an email address, or one with a colon "
+            f"and a role: {', '.join(roles)}."
         )
-    return Member(email, role or None)
+    return match[1].lower(), match[2]
 
 
-def import_project(
-    session: Session, project: dict[str, Any], members: Iterable[Member] = ()
-) -> Counter[str]:
-    """Make the database agree with a project that was read, and count what that took.
+def import_state(state: State, members: Iterable[Member] = ()) -> Counter[str]:
+    """Make the database agree with a state, and count what that took.
 
     Raises InvalidState where an id belongs to another project.
     """
-    refuse_ids_of_others(session, project)
-    row = session.get(Project, project["id"])
-    put(session, Project, row, pick(project, Project))
-    session.flush()
-    in_project = Workflow.project_id == project["id"]
-    workflows = rows_by_id(session, select(Workflow).where(in_project))
-    jobs = rows_by_id(session, select(Job).join(Workflow).where(in_project))
-    counts = Counter()
-    counts.update(import_workflows(session, project, workflows))
-    counts.update(import_jobs(session, project, jobs))
-    # What is left of the rows has no entry in the file any more.
-    counts.update(delete_rows(session, "jobs", jobs))
-    counts.update(delete_rows(session, "workflows", workflows))
-    counts.update(
-        f"members {set_member(session, project['id'], member)}" for member in members
-    )
+    project_id, now = state.project.values["id"], utc_now()
+    in_project = Workflow.project_id == project_id
+    workflows = rows_by_id(select(Workflow).where(in_project))
+    jobs = rows_by_id(select(Job).join(Workflow).where(in_project))
+    counts, faults = Counter(), []
+    db.session.merge(Project(**state.project.values))
+    db.session.flush()
+    for entry in state.workflows:
+        counts[f"workflows {put(Workflow, entry, workflows, faults)}"] += 1
+    db.session.flush()
+    for number, entry in enumerate(state.jobs):
+        # Later jobs of the file come later in lists.
+        time = now + timedelta(microseconds=number)
+        counts[f"jobs {put_job(entry, jobs, faults, time)}"] += 1
+    if faults:
+        raise InvalidState(*faults)
+    # The rows that are left have no entry; jobs first, or they go with their workflow.
+    for kind, rows in (("jobs", jobs), ("workflows", workflows)):
+        for row in rows.values():
+            db.session.delete(row)
+            counts[f"{kind} deleted"] += 1
+        db.session.flush()
+    counts.update(f"members {set_member(project_id, *member)}" for member in members)
     return counts
 
 
-def import_workflows(
-    session: Session, project: dict[str, Any], rows: dict[str, Workflow]
-) -> Iterator[str]:
-    """What was done with each workflow of the file, whose row leaves ``rows``."""
-    for workflow in project["workflows"]:
-        row = rows.pop(workflow["id"], None)
-        yield f"workflows {put(session, Workflow, row, pick(workflow, Workflow))}"
-    session.flush()
-
-
-def import_jobs(
-    session: Session, project: dict[str, Any], rows: dict[str, Job]
-) -> Iterator[str]:
-    """What was done with each job of the file, whose row leaves ``rows``."""
-    now = utc_now()
-    for place, job in enumerate(jobs_of(project)):
-        values = {
-            name: value for name, value in pick(job, Job).items() if value is not None
-        }
-        row = rows.pop(job["id"], None)
-        if row is None:
-            # Later jobs of the file come later in lists.
-            time = now + timedelta(microseconds=place)
-            values = {"inserted_at": time, "updated_at": time} | values
-        done = put(session, Job, row, values)
-        if done == "updated" and "updated_at" not in values:
-            row.updated_at = now
-        yield f"jobs {done}"
-    session.flush()
-
-
-def delete_rows(session: Session, kind: str, rows: dict[str, Any]) -> Iterator[str]:
-    """What was done with each of the rows: it was deleted."""
-    for row in rows.values():
-        session.delete(row)
-        yield f"{kind} deleted"
-    session.flush()
-
-
-def refuse_ids_of_others(session: Session, project: dict[str, Any]) -> None:
-    """Raise InvalidState for workflows and jobs that another project has already."""
-    others = Workflow.project_id != project["id"]
-    faults = []
-    for query, entries in (
-        (select(Workflow.id).where(others), project["workflows"]),
-        (select(Job.id).join(Workflow).where(others), jobs_of(project)),
-    ):
-        column = query.selected_columns[0]
-        places = {entry["id"]: entry["place"] for entry in entries}
-        ids = list(places)
-        # A statement takes no more than some ten thousand parameters.
-        for start in range(0, len(ids), 1000):
-            taken = session.scalars(query.where(column.in_(ids[start : start + 1000])))
-            faults += [
-                f"{places[id_]}.id: Belongs to another project." for id_ in taken
-            ]
-    if faults:
-        raise InvalidState(*faults)
-
-
-def rows_by_id(session: Session, query: Select) -> dict[str, Any]:
+def rows_by_id(query: Select) -> dict[str, Any]:
     """The rows of a query by their ids."""
-    return {row.id: row for row in session.scalars(query)}
+    return {row.id: row for row in db.session.scalars(query)}
 
 
-def pick(entry: dict[str, Any], model: type) -> dict[str, Any]:
-    """What an entry says of the columns of its table."""
-    return {
-        name: entry[name] for name in model.__table__.columns.keys() if name in entry
-    }
-
-
-def put(session: Session, model: type, row: Any, values: dict[str, Any]) -> str:
-    """Add a row where there is none, else change it; says which, or "unchanged"."""
-    if row is None:
-        session.add(model(**values))
+def put(model: type, entry: Entry, rows: dict[str, Any], faults: list[str]) -> str:
+    """Add or change the row of an entry, which leaves ``rows``; says what was done."""
+    is_known = rows.pop(entry.values["id"], None)
+    with db.session.no_autoflush:
+        row = db.session.merge(model(**entry.values))
+    if row in db.session.new:
         return "created"
-    for name, value in values.items():
-        setattr(row, name, value)
-    return "updated" if session.is_modified(row) else "unchanged"
+    if not is_known:
+        faults.append(f"{entry.place}.id: Belongs to another project.")
+    return "updated" if db.session.is_modified(row) else "unchanged"
 
 
-def set_member(session: Session, project_id: str, member: Member) -> str:
+def put_job(
+    entry: Entry, rows: dict[str, Job], faults: list[str], time: datetime
+) -> str:
+    """The same for a job; the time is for those of its times that the entry lacks."""
+    row, values = rows.get(entry.values["id"]), entry.values
+    values = {name: value for name, value in values.items() if value is not None}
+    if row is None:
+        values = {"inserted_at": time, "updated_at": time} | values
+    done = put(Job, Entry(entry.place, values), rows, faults)
+    if done == "updated" and row and "updated_at" not in values:
+        row.updated_at = time
+    return done
+
+
+def set_member(project_id: str, email: str, role: str | None) -> str:
     """Give a user the role, or take it; says what was done."""
-    user = find_user(session, member.email)
-    if user is None and member.role != "none":
-        user = User(email=member.email)
-        session.add(user)
-        session.flush()
-    membership = user and session.scalar(
-        select(ProjectUser).filter_by(project_id=project_id, user_id=user.id)
-    )
-    if member.role == "none":
-        if membership is None:
-            return "unchanged"
-        session.delete(membership)
+    user = find_user(email)
+    if user is None and role != "none":
+        user = User(id=new_id(), email=email)
+        db.session.add(user)
+    key = {"project_id": project_id, "user_id": user and user.id}
+    member = db.session.scalar(select(ProjectUser).filter_by(**key))
+    if member is None and role != "none":
+        db.session.add(ProjectUser(**key, role=role or "viewer"))
+        return "created"
+    if member is None or role in (None, member.role):
+        return "unchanged"
+    if role == "none":
+        db.session.delete(member)
         return "removed"
-    values = {"project_id": project_id, "user_id": user.id}
-    if member.role or not membership:
-        values["role"] = member.role or "viewer"
-    return put(session, ProjectUser, membership, values)
+    member.role = role
+    return "updated"
 
 
-def find_user(session: Session, email: str) -> User | None:
+def find_user(email: str) -> User | None:
     """The user with the email, in any case."""
-    return session.scalar(select(User).where(func.lower(User.email) == email.lower()))
+    same = func.lower(User.email) == email.lower()
+    return db.session.scalar(select(User).where(same))

@@ -3,13 +3,16 @@
 import re
 from collections.abc import Iterable, Mapping
 from datetime import datetime
-from typing import Any
+from functools import cache
+from typing import Any, NamedTuple
 
-from flask import current_app
-from marshmallow import Schema, ValidationError, fields
+from marshmallow import Schema, ValidationError, fields, validate
 from werkzeug.datastructures import MultiDict
 
 MAX_PAGE = 2**31 - 1
+DEFAULT_PAGE_SIZE = 10
+
+Row = Mapping[str, Any]
 
 
 class Id(fields.Field[str]):
@@ -24,113 +27,144 @@ class Id(fields.Field[str]):
         return value.lower()
 
 
-class PageNumber(fields.Field[int]):
-    """A count from 1 to a maximum, in ASCII digits and nothing else."""
+class WholeNumber(fields.Field[int]):
+    """A number within limits, in ASCII digits and nothing else."""
 
-    def maximum(self) -> int:
-        """The largest number that is allowed."""
-        return MAX_PAGE
+    def __init__(
+        self, minimum: int, maximum: int | None = None, **options: Any
+    ) -> None:
+        limits = (
+            f"between {minimum} and {maximum}" if maximum else f"above {minimum - 1}"
+        )
+        super().__init__(
+            validate=validate.Range(minimum, maximum, error=f"must be {limits}."),
+            error_messages={"invalid": f"must be a whole number {limits}."},
+            **options,
+        )
 
-    def _deserialize(self, value: str, *args: Any, **kwargs: Any) -> int:
-        if not re.fullmatch("[0-9]+", value):
-            raise ValidationError(
-                f"must be a whole number between 1 and {self.maximum()}."
-            )
-        # int() refuses thousands of digits, and ten are enough for every maximum.
-        digits = value.lstrip("0")
-        number = int(digits or 0) if len(digits) <= 10 else 0
-        if not 1 <= number <= self.maximum():
-            raise ValidationError(f"must be between 1 and {self.maximum()}.")
-        return number
-
-
-class PageSize(PageNumber):
-    """A page number that MAX_PAGE_SIZE limits."""
-
-    def maximum(self) -> int:
-        """The configured maximum."""
-        return current_app.config["MAX_PAGE_SIZE"]
+    def _deserialize(self, value: Any, *args: Any, **kwargs: Any) -> int:
+        if not re.fullmatch("[0-9]+", str(value)):
+            raise self.make_error("invalid")
+        # int() refuses thousands of digits, and no maximum has as many as 18.
+        return int(str(value).lstrip("0")[:18] or 0)
 
 
-class ListArguments(Schema):
-    """The arguments of a list; those that the request lacks are not loaded."""
+class Time(fields.NaiveDateTime):
+    """A naive UTC time; as text in ISO 8601, with six digits and ``Z`` when dumped."""
+
+    def _serialize(self, value: datetime, *args: Any, **kwargs: Any) -> str:
+        return value.isoformat("T", "microseconds") + "Z"
+
+    def _deserialize(self, value: Any, *args: Any, **kwargs: Any) -> datetime:
+        try:
+            return super()._deserialize(value, *args, **kwargs)
+        except OverflowError:
+            raise ValidationError("Out of range.") from None
+
+
+class Arguments(Schema):
+    """What all schemas of arguments have."""
 
     error_messages = {"unknown": "is not an argument of this request."}
 
-    page = PageNumber()
-    page_size = PageSize()
-    project_id = Id(error_messages={"invalid": "must be a UUID."})
 
-
-list_arguments = ListArguments()
-project_list_arguments = ListArguments(exclude=["project_id"])
-no_arguments = ListArguments(only=[])
-path_id = Id()
-
-
-def load_arguments(schema: Schema, arguments: MultiDict) -> dict[str, Any]:
-    """The arguments of a request; ValidationError names each one that is at fault."""
-    if not arguments:
-        return {}
-    faults = {
-        name: ["must be given once."]
-        for name, values in arguments.lists()
-        if len(values) > 1
+@cache
+def list_arguments(max_page_size: int, only: tuple[str, ...]) -> Schema:
+    """The schema of those arguments, up to the configured limit of a page."""
+    default = min(DEFAULT_PAGE_SIZE, max_page_size)
+    arguments = {
+        "page": WholeNumber(1, MAX_PAGE, load_default=1),
+        "page_size": WholeNumber(1, max_page_size, load_default=default),
+        "project_id": Id(error_messages={"invalid": "must be a UUID."}),
     }
+    return Arguments.from_dict(arguments)(only=only)
+
+
+class JobAttributes(Schema):
+    """What a list tells of a job."""
+
+    name = fields.String()
+    adaptor = fields.String()
+    inserted_at = Time()
+    updated_at = Time()
+
+
+class JobAttributesWithBody(JobAttributes):
+    """What is told of a single job."""
+
+    body = fields.String()
+
+
+path_id = Id(allow_none=True)
+list_attributes, job_attributes = JobAttributes(), JobAttributesWithBody()
+
+
+def load_arguments(schema: Schema, arguments: MultiDict[str, str]) -> dict[str, Any]:
+    """The arguments of a request; ValidationError names each one that is at fault."""
+    faults = {}
     try:
         loaded = schema.load(arguments.to_dict())
     except ValidationError as error:
-        raise ValidationError(error.normalized_messages() | faults) from None
+        faults = error.normalized_messages()
+    for name, values in arguments.lists():
+        if len(values) > 1:
+            faults[name] = ["must be given once."]
     if faults:
         raise ValidationError(faults)
     return loaded
 
 
-def attributes(job: Mapping[str, Any]) -> dict[str, str | None]:
-    """What a list tells of a job."""
-    return {
-        "name": job["name"],
-        "adaptor": job["adaptor"],
-        "inserted_at": as_time(job["inserted_at"]),
-        "updated_at": as_time(job["updated_at"]),
-    }
+class Page(NamedTuple):
+    """A page of a list: the request that asked for it, and where it stands."""
+
+    url: str
+    arguments: Mapping[str, Any]
+    number: int
+    size: int
+    total: int
+
+    def meta(self) -> dict[str, int]:
+        """The numbers of the page and of its list, which has one page at least."""
+        return {
+            "page_number": self.number,
+            "page_size": self.size,
+            "total_entries": self.total,
+            "total_pages": max(1, -(-self.total // self.size)),
+        }
+
+    def links(self) -> dict[str, str | None]:
+        """The URLs of the page and of the others, with the request's own arguments."""
+        number, last = self.number, self.meta()["total_pages"]
+        return {
+            "self": self.link(),
+            "first": self.link(page=1),
+            "last": self.link(page=last),
+            "next": self.link(page=number + 1) if number < last else None,
+            "prev": self.link(page=min(number - 1, last)) if number > 1 else None,
+        }
+
+    def link(self, **page: int) -> str:
+        """The URL of this page or of another; no argument needs to be quoted."""
+        arguments = page | self.arguments | page
+        query = "&".join(f"{name}={value}" for name, value in arguments.items())
+        return f"{self.url}?{query}" if query else self.url
 
 
-def as_time(time: datetime) -> str:
-    """A naive UTC time as RFC 3339 text with six digits and ``Z``."""
-    return time.isoformat("T", "microseconds") + "Z"
+def link_header(links: Mapping[str, str | None]) -> str:
+    """The links to other pages as the header ``Link`` (RFC 8288)."""
+    relations = [name for name in ("first", "prev", "next", "last") if links[name]]
+    return ", ".join(f'<{links[name]}>; rel="{name}"' for name in relations)
 
 
-def relationships(job: Mapping[str, Any]) -> dict[str, Any]:
-    """The workflow and the project of a job."""
-    return {
-        "workflow": to_one("workflows", job["workflow_id"]),
-        "project": to_one("projects", job["project_id"]),
-    }
+def list_document(jobs: Iterable[Row], jobs_url: str, page: Page) -> dict[str, Any]:
+    """The answer with one page of jobs."""
+    data = [job_resource(job, list_attributes, jobs_url) for job in jobs]
+    return {"data": data, "included": [], "links": page.links(), "meta": page.meta()}
 
 
-def to_one(resource_type: str, resource_id: str) -> dict[str, Any]:
-    """A relationship to one resource."""
-    return {"data": {"type": resource_type, "id": resource_id}}
-
-
-class JobSchema(Schema):
-    """A job's row as a resource object."""
-
-    type = fields.Constant("jobs")
-    id = fields.Function(lambda job: job["id"])
-    attributes = fields.Function(attributes)
-    relationships = fields.Function(relationships)
-
-
-job_schema = JobSchema()
-
-
-def job_document(job: Mapping[str, Any], jobs_url: str) -> dict[str, Any]:
+def job_document(job: Row, jobs_url: str) -> dict[str, Any]:
     """The answer with one job, its workflow and its project."""
-    resource = job_schema.dump(job)
-    resource["attributes"]["body"] = job["body"]
-    links = {"self": f"{jobs_url}/{job['id']}"}
+    resource = job_resource(job, job_attributes, jobs_url)
     workflow = {
         "type": "workflows",
         "id": job["workflow_id"],
@@ -142,43 +176,24 @@ def job_document(job: Mapping[str, Any], jobs_url: str) -> dict[str, Any]:
         "id": job["project_id"],
         "attributes": {"name": job["project_name"]},
     }
+    included = [workflow, project]
+    return {"data": resource, "included": included, "links": resource["links"]}
+
+
+def job_resource(job: Row, attributes: Schema, jobs_url: str) -> dict[str, Any]:
+    """A job as a resource object."""
     return {
-        "data": resource | {"links": links},
-        "included": [workflow, project],
-        "links": links,
+        "type": "jobs",
+        "id": job["id"],
+        "attributes": attributes.dump(job),
+        "relationships": {
+            "workflow": to_one("workflows", job["workflow_id"]),
+            "project": to_one("projects", job["project_id"]),
+        },
+        "links": {"self": f"{jobs_url}/{job['id']}"},
     }
 
 
-def list_document(
-    jobs: Iterable[Mapping[str, Any]],
-    jobs_url: str,
-    links: Mapping[str, str | None],
-    meta: Mapping[str, int],
-) -> dict[str, Any]:
-    """The answer with one page of jobs."""
-    data = job_schema.dump(jobs, many=True)
-    for resource in data:
-        resource["links"] = {"self": f"{jobs_url}/{resource['id']}"}
-    return {"data": data, "included": [], "links": links, "meta": meta}
-
-
-def page_links(
-    url: str, arguments: Mapping[str, Any], page: int, total_pages: int
-) -> dict[str, str | None]:
-    """The links of a page: the URL and the arguments of its request, page by page."""
-
-    def link(**page_argument: int) -> str:
-        """The URL of the request, or that of another page of it."""
-        query = "&".join(
-            f"{name}={value}"
-            for name, value in (page_argument | arguments | page_argument).items()
-        )
-        return f"{url}?{query}" if query else url
-
-    return {
-        "self": link(),
-        "first": link(page=1),
-        "last": link(page=total_pages),
-        "next": link(page=page + 1) if page < total_pages else None,
-        "prev": link(page=min(page - 1, total_pages)) if page > 1 else None,
-    }
+def to_one(resource_type: str, resource_id: str) -> dict[str, Any]:
+    """A relationship to one resource."""
+    return {"data": {"type": resource_type, "id": resource_id}}

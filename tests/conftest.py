@@ -1,55 +1,119 @@
 import json
 import os
+import re
+import signal
 import socket
 import subprocess
 import sys
 import time
-from contextlib import closing, suppress
+from contextlib import closing, contextmanager, suppress
 from http.client import HTTPConnection, HTTPException
 from pathlib import Path
+from random import randrange
+from tempfile import gettempdir
 from types import SimpleNamespace
 from uuid import uuid4
 
 import psycopg
 import pytest
+from hypothesis.configuration import set_hypothesis_home_dir
 from sqlalchemy import make_url, update
 
 from app import create_app
-from models import Job, Project, ProjectUser, User, UserToken, Workflow, db
+from database import db
+from models import Job, Project, ProjectUser, User, UserToken, Workflow
 
 ROOT = Path(__file__).parent.parent
+
+# Its tables of characters take seconds to make, and would lie in the checkout.
+set_hypothesis_home_dir(Path(gettempdir(), "hypothesis"))
 
 SERVER = os.environ.get(
     "TEST_DATABASE_URL", "postgresql://postgres@127.0.0.1:5432/postgres"
 )
 
+# For what is the same on both databases, or is of one alone.
+sqlite_only, postgresql_only = (
+    pytest.mark.parametrize("database_url", [kind], indirect=True)
+    for kind in ("sqlite", "postgresql")
+)
+
+
+def pytest_xdist_auto_num_workers(config):
+    """Two processes a core, since many tests wait; on one core none beside pytest."""
+    cores = os.cpu_count()
+    return cores * 2 if cores > 1 else 0
+
+
+@pytest.fixture(scope="session", autouse=True)
+def stop_when_terminated():
+    """Have fixtures clean up after SIGTERM as they do after Ctrl-C."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+
 
 @pytest.fixture(scope="session")
-def postgresql_url():
-    """A PostgreSQL database of this run's own."""
+def postgresql_server():
+    """A connection to PostgreSQL that may make databases."""
     try:
         server = psycopg.connect(SERVER, autocommit=True, connect_timeout=3)
     except psycopg.OperationalError as error:
         if os.environ.get("CI"):
             raise
         pytest.skip(f"needs PostgreSQL, here or at TEST_DATABASE_URL: {error}")
+    with server:
+        yield server
+
+
+@contextmanager
+def new_database(server, options=""):
+    """The URL of a new database, which is dropped in the end."""
     name = f"jobs_test_{uuid4().hex}"
-    server.execute(f"CREATE DATABASE {name}")
-    yield make_url(SERVER).set(database=name).render_as_string(hide_password=False)
-    server.execute(f"DROP DATABASE {name} WITH (FORCE)")
-    server.close()
+    try:
+        server.execute(f"CREATE DATABASE {name} {options}")
+        yield make_url(SERVER).set(database=name).render_as_string(hide_password=False)
+    finally:
+        server.execute(f"DROP DATABASE IF EXISTS {name} WITH (FORCE)")
+
+
+@pytest.fixture(scope="session")
+def postgresql_url(postgresql_server):
+    """A PostgreSQL database of this process's own."""
+    with new_database(postgresql_server) as url:
+        yield url
+
+
+@pytest.fixture
+def execute(postgresql_url):
+    """A function that runs statements there, past the service."""
+    with psycopg.connect(postgresql_url, autocommit=True) as connection:
+        yield connection.execute
+
+
+DROP_TABLES = "DROP SCHEMA public CASCADE; CREATE SCHEMA public"
+
+
+@pytest.fixture
+def own_tables(execute):
+    """Room for tables that the next test must not find."""
+    execute(DROP_TABLES)
+    yield
+    execute(DROP_TABLES)
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
 def database_url(request, tmp_path):
-    """An empty database, once of each kind."""
+    """A database without rows, once of each kind; without tables unless for ``app``."""
     if request.param == "sqlite":
         return f"sqlite:///{tmp_path}/jobs.db"
-    url = request.getfixturevalue("postgresql_url")
-    with psycopg.connect(url, autocommit=True) as connection:
-        connection.execute("DROP SCHEMA public CASCADE")
-        connection.execute("CREATE SCHEMA public")
-    return url
+    execute = request.getfixturevalue("execute")
+    tables = execute("SELECT tablename FROM pg_tables WHERE schemaname = 'public'")
+    if "app" in request.fixturenames and {*db.metadata.tables} == {
+        t for (t,) in tables
+    }:
+        execute("DELETE FROM users; DELETE FROM projects")
+    else:
+        execute(DROP_TABLES)
+    return request.getfixturevalue("postgresql_url")
 
 
 @pytest.fixture
@@ -130,7 +194,7 @@ def set_columns(app):
     def run(model, row_id, **values):
         with app.app_context(), db.engine.connect() as connection:
             if connection.dialect.name == "postgresql":
-                connection.exec_driver_sql("SET TRANSACTION READ WRITE")
+                connection.exec_driver_sql("BEGIN READ WRITE")
             connection.execute(update(model).where(model.id == row_id).values(values))
             connection.commit()
 
@@ -203,20 +267,37 @@ def paths(seed):
     ]
 
 
+def wait_until(condition, seconds=30):
+    """Poll a condition; a connection that is refused or cut counts as not yet."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        with suppress(OSError, HTTPException):
+            if condition():
+                return
+        time.sleep(0.02)
+    raise AssertionError(f"not in {seconds} seconds")
+
+
+def free_port():
+    """A port that nobody listens on, and none of those that clients get."""
+    while True:
+        with suppress(OSError):
+            port = randrange(20_000, 32_000)
+            with socket.create_server(("127.0.0.1", port)):
+                return port
+
+
 class Server:
     """A gunicorn of its own, on a free port of 127.0.0.1, as the project serves it."""
 
     def __init__(self, database_url, log_path, *options, **variables):
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            self.port = free.getsockname()[1]
         self.log_path = log_path
         # As in production: what the tests run under must not leak in.
         variables = {
             "DATABASE_URL": database_url,
             "PATH": os.environ["PATH"],
         } | variables
-        command = ["gunicorn", "--bind", f"127.0.0.1:{self.port}", *options, "wsgi:app"]
+        command = ["gunicorn", "--bind", "127.0.0.1:0", *options, "wsgi:app"]
         with log_path.open("wb") as log:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", *command],
@@ -225,7 +306,17 @@ class Server:
                 stderr=log,
                 stdout=log,
             )
-        self.wait_until(lambda: self.get("/api/openapi.json").status == 200)
+
+    def wait_until_it_answers(self):
+        """Learn the port from the log, and wait for a first answer."""
+
+        def is_listening():
+            assert self.process.poll() is None, self.log()
+            return re.search(r"Listening at: http://127.0.0.1:(\d+)", self.log())
+
+        wait_until(is_listening)
+        self.port = int(is_listening()[1])
+        wait_until(lambda: self.get("/api/openapi.json").status == 200)
 
     def get(self, path, headers=None, method="GET"):
         """The answer on a connection of its own, with its ``body`` read."""
@@ -244,7 +335,8 @@ class Server:
         """All that the server answers to raw bytes, until it closes the connection."""
         with self.connect() as connection:
             connection.sendall(request)
-            connection.shutdown(socket.SHUT_WR)
+            with suppress(OSError):  # where it has closed the connection already
+                connection.shutdown(socket.SHUT_WR)
             return b"".join(iter(lambda: connection.recv(65536), b""))
 
     def workers(self):
@@ -258,20 +350,13 @@ class Server:
         """What it has logged so far."""
         return self.log_path.read_text()
 
-    def wait_until(self, condition, seconds=20):
-        """Poll a condition; a connection that is refused or cut counts as not yet."""
-        end = time.monotonic() + seconds
-        while time.monotonic() < end:
-            with suppress(OSError, HTTPException):
-                if condition():
-                    return
-            time.sleep(0.05)
-        raise AssertionError(f"not in {seconds} seconds: {self.log()}")
-
     def stop(self):
         """End it as an operator does; it must go in good time."""
         self.process.terminate()
-        self.process.wait(30)
+        try:
+            self.process.wait(30)
+        finally:
+            self.process.kill()
 
 
 @pytest.fixture
@@ -283,6 +368,7 @@ def start_server(database_url, tmp_path):
         log = tmp_path / f"gunicorn-{len(servers)}.log"
         url = variables.pop("DATABASE_URL", database_url)
         servers.append(Server(url, log, *options, **variables))
+        servers[-1].wait_until_it_answers()
         return servers[-1]
 
     yield start

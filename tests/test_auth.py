@@ -3,8 +3,10 @@
 from datetime import UTC, datetime, timedelta
 
 import pytest
+from conftest import sqlite_only
 
-from models import Project, User, UserToken, db
+from database import db
+from models import Project, User, UserToken
 
 
 def rows(app, model):
@@ -18,6 +20,7 @@ def token_id(app, seed):
     return rows(app, UserToken)[0].id
 
 
+@sqlite_only
 def test_every_route_but_the_open_ones_wants_a_token(app, client):
     """Before it looks at ids or arguments, which tell nothing then."""
     open_routes = {"/health_check", "/api/openapi.json"}
@@ -47,6 +50,7 @@ def test_wrong_token_is_refused_as_invalid(client, seed, authorization):
     assert challenge == 'Bearer realm="jobs", error="invalid_token"'
 
 
+@sqlite_only
 @pytest.mark.parametrize(
     "headers",
     [
@@ -76,6 +80,7 @@ def test_request_without_a_token_is_told_to_bring_one(client, seed, headers):
     }
 
 
+@sqlite_only
 @pytest.mark.parametrize("scheme", ["bearer", "BEARER", "Bearer ", "Bearer  "])
 def test_scheme_has_no_case(client, seed, scheme):
     token = seed.bearer["Authorization"].removeprefix("Bearer ")
@@ -107,6 +112,7 @@ def test_token_ages(make_app, app, seed, token_id, set_columns, hours, status):
     assert client.get("/api/jobs", headers=seed.bearer).status_code == status
 
 
+@sqlite_only
 @pytest.mark.parametrize("days", ["1", "999999999999999999999"])
 def test_token_does_not_age_before_its_time(make_app, app, seed, days):
     client = make_app(TOKEN_MAX_AGE_DAYS=days).test_client()

@@ -8,15 +8,14 @@ import subprocess
 import sys
 from contextlib import closing
 from datetime import datetime
-from uuid import uuid4
 
-import psycopg
 import pytest
-from conftest import ROOT
-from sqlalchemy import make_url, text
+from conftest import ROOT, new_database, sqlite_only
+from sqlalchemy import text
 
 from app import create_app
-from models import UserToken, db
+from database import db
+from models import UserToken
 
 UUID = "[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}"
 
@@ -50,6 +49,7 @@ def test_create_token_prints_the_token_alone(runner, client, you):
     assert client.get("/api/jobs", headers=headers).status_code == 200
 
 
+@sqlite_only
 def test_token_that_cannot_be_shown_is_not_kept(flask, you, database_url):
     with open("/dev/full", "wb") as full:
         done = subprocess.run(
@@ -65,25 +65,16 @@ def test_token_that_cannot_be_shown_is_not_kept(flask, you, database_url):
     assert flask("list-tokens") == ""
 
 
-@pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
+@sqlite_only
 def test_text_that_the_database_cannot_hold_is_one_line(
-    postgresql_url, make_app, new_state, database_url
+    postgresql_server, make_app, new_state
 ):
-    name = f"latin_{uuid4().hex}"
-    with psycopg.connect(postgresql_url, autocommit=True) as connection:
-        connection.execute(
-            f"CREATE DATABASE {name} ENCODING 'LATIN1' LC_COLLATE 'C' LC_CTYPE 'C'"
-            " TEMPLATE template0"
-        )
-        url = make_url(postgresql_url).set(database=name).render_as_string(False)
-        app = make_app(DATABASE_URL=url)
-        runner = app.test_cli_runner()
+    latin = "ENCODING 'LATIN1' LC_COLLATE 'C' LC_CTYPE 'C' TEMPLATE template0"
+    with new_database(postgresql_server, latin) as url:
+        runner = make_app(DATABASE_URL=url).test_cli_runner()
         assert runner.invoke(args=["init-db"]).exit_code == 0
         state = json.dumps(new_state(name="→"))
         result = runner.invoke(args=["import-project", "-"], input=state)
-        with app.app_context():
-            db.engine.dispose()
-        connection.execute(f"DROP DATABASE {name}")
     assert result.exit_code == 1
     [line] = result.stderr.splitlines()
     assert "LATIN1" in line
@@ -168,7 +159,7 @@ def test_database_that_cannot_be_reached_is_one_line(make_app, tmp_path):
             assert len(result.stderr.splitlines()) == 1
 
 
-def test_demo_prints_a_token_and_a_request(empty_app):
+def test_demo_prints_a_token_a_request_and_a_page(empty_app):
     """It needs no tables, and revokes the tokens of earlier runs."""
     runner, client = empty_app.test_cli_runner(), empty_app.test_client()
     tokens = []
@@ -197,7 +188,7 @@ def test_demo_prints_a_token_and_a_request(empty_app):
 def test_writing_commands_leave_lightning_alone(app, runner, args, you):
     with app.app_context(), db.engine.connect() as connection:
         if connection.dialect.name == "postgresql":
-            connection.execute(text("SET TRANSACTION READ WRITE"))
+            connection.execute(text("BEGIN READ WRITE"))
         connection.execute(text("CREATE TABLE schema_migrations (version bigint)"))
         connection.commit()
     result = runner.invoke(args=args)
@@ -207,6 +198,7 @@ def test_writing_commands_leave_lightning_alone(app, runner, args, you):
     assert runner.invoke(args=["list-tokens"]).exit_code == 0
 
 
+@sqlite_only
 def test_every_command_has_a_help_text(app, runner):
     for name in (
         "init-db",

@@ -1,6 +1,7 @@
 """Headers of answers, and of requests that come through proxies."""
 
 import pytest
+from conftest import sqlite_only
 
 
 def test_job_routes_answer_304_to_those_who_have_it(client, seed, paths):
@@ -38,6 +39,7 @@ def test_etag_follows_the_answer(client, seed, flask, import_state):
     assert client.get(path, headers=seed.bearer).headers["ETag"] != before
 
 
+@sqlite_only
 def test_link_header_has_the_links_of_the_list(client, seed):
     url = "/api/jobs?page=2&page_size=1"
     response = client.get(url, headers=seed.bearer)
@@ -49,6 +51,7 @@ def test_link_header_has_the_links_of_the_list(client, seed):
     assert "prev" not in only and "next" not in only
 
 
+@sqlite_only
 def test_nothing_is_sniffed_and_errors_are_not_kept(client, seed):
     for path, headers, cache in (
         ("/api/jobs", seed.bearer, "private, no-cache"),
@@ -71,6 +74,7 @@ FORWARDED = {
 }
 
 
+@sqlite_only
 @pytest.mark.parametrize(
     ("proxies", "root"), [(0, "http://localhost"), (1, "https://jobs.example")]
 )
@@ -80,6 +84,7 @@ def test_only_trusted_proxies_are_believed(make_app, seed, proxies, root):
     assert response.json["links"]["self"] == f"{root}/api/jobs"
 
 
+@sqlite_only
 def test_no_more_proxies_are_believed_than_told(make_app, seed):
     client = make_app(TRUSTED_PROXIES=1).test_client()
     headers = {"X-Forwarded-Host": "evil.example, jobs.example"}
@@ -87,6 +92,7 @@ def test_no_more_proxies_are_believed_than_told(make_app, seed):
     assert response.json["links"]["self"] == "http://jobs.example/api/jobs"
 
 
+@sqlite_only
 @pytest.mark.parametrize(
     "headers",
     [
@@ -112,6 +118,7 @@ def test_malformed_address_is_refused(make_app, seed, headers, path):
     assert (response.status_code, response.mimetype) == (400, "application/json")
 
 
+@sqlite_only
 @pytest.mark.parametrize(
     ("host", "status"),
     [

@@ -4,11 +4,12 @@ import copy
 import json
 import os
 
+from conftest import sqlite_only
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 # Some hundreds by default; MUTATIONS=10000 for a long run.
-EXAMPLES = int(os.environ.get("MUTATIONS", "300"))
+EXAMPLES = int(os.environ.get("MUTATIONS", "200"))
 
 values = st.recursive(
     st.none()
@@ -62,6 +63,7 @@ def mutations(draw, state):
     return content
 
 
+@sqlite_only
 def test_mutated_state_is_taken_or_refused_whole(runner, new_state, import_state, dump):
     state = new_state(jobs=3, allow_support_access=False, scheduled_deletion=None)
     import_state(state)

@@ -1,10 +1,15 @@
 """Importing project state files: what they change, and what is refused whole."""
 
 import json
+import sqlite3
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
+from conftest import sqlite_only
+from sqlalchemy import event
+
+from database import db
 
 REAL_FILE = Path(__file__).parent.parent.parent / "shared/data/t3-demo-state.json"
 
@@ -175,6 +180,7 @@ def test_member_gets_the_role(import_state, state, dump, before, member, role):
     )
 
 
+@sqlite_only
 def test_array_and_object_are_the_same(import_state, state, dump, job):
     import_state(state)
     before = dump()
@@ -184,6 +190,7 @@ def test_array_and_object_are_the_same(import_state, state, dump, job):
     assert dump() == before
 
 
+@sqlite_only
 def test_byte_order_mark_and_unknown_keys_are_accepted(flask, state, job, dump):
     job["edges"] = {"x": [1.5, 10**400, None]}
     content = b"\xef\xbb\xbf" + json.dumps(state).encode()
@@ -191,6 +198,7 @@ def test_byte_order_mark_and_unknown_keys_are_accepted(flask, state, job, dump):
     assert JOB in dump()["Job"]
 
 
+@sqlite_only
 def test_file_is_read_by_its_name(flask, state, dump, tmp_path, runner):
     path = tmp_path / "state.json"
     path.write_text(json.dumps(state))
@@ -204,6 +212,7 @@ def test_file_is_read_by_its_name(flask, state, dump, tmp_path, runner):
 DEEP = "[" * 100_000 + "]" * 100_000
 
 
+@sqlite_only
 @pytest.mark.parametrize(
     ("content", "line"),
     [
@@ -223,7 +232,7 @@ DEEP = "[" * 100_000 + "]" * 100_000
         (f'{{"x": {DEEP}}}', "The file is nested too deep."),
         (
             '{"x": {"a": 1, "b": [{"a": 1, "a": 2}]}}',
-            "x.b[0].a: Stands twice in one object.",
+            'The file has "a" twice in one object.',
         ),
     ],
     ids=range(15),
@@ -234,6 +243,7 @@ def test_what_is_no_state_file_is_refused(runner, dump, content, line):
     assert result.stderr.startswith(line) and result.stderr.count("\n") == 1
 
 
+@sqlite_only
 @pytest.mark.parametrize("depth", [500, 990, 1500, 5000])
 def test_depth_that_only_python_minds_is_refused(runner, depth):
     """Its parser and its functions end at depths of their own."""
@@ -253,6 +263,7 @@ SURROGATE = "Must not contain lone surrogates."
 NO_TIME = "Not a valid datetime."
 
 
+@sqlite_only
 @pytest.mark.parametrize(
     ("place", "key", "value", "line"),
     [
@@ -363,6 +374,7 @@ def test_fault_is_named_with_its_place(
     assert dump() == before
 
 
+@sqlite_only
 def test_all_faults_are_named_at_once(runner, state, job):
     job |= {"id": "x", "name": None}
     state["workflows"]["flow"]["id"] = 5
@@ -380,6 +392,7 @@ def test_all_faults_are_named_at_once(runner, state, job):
     }
 
 
+@sqlite_only
 def test_id_that_stands_twice_is_refused(runner, state, job, dump):
     state["workflows"]["two"] = {
         "id": OTHER,
@@ -409,6 +422,7 @@ def test_id_of_another_project_is_refused(runner, import_state, state, dump):
     assert dump() == before
 
 
+@sqlite_only
 @pytest.mark.parametrize(
     "member",
     [
@@ -435,11 +449,21 @@ def test_member_that_is_none_is_refused(runner, state, dump, member):
     assert dump()["Project"] == {}
 
 
-def test_thirty_thousand_jobs_in_one_file(import_state, new_state):
-    """More than a statement takes parameters, on either database."""
-    state = new_state(jobs=30_000)
-    assert "30000 jobs created" in import_state(state)
-    assert "30000 jobs unchanged" in import_state(state)
+@sqlite_only
+def test_file_may_have_more_jobs_than_a_statement_has_parameters(
+    app, import_state, new_state
+):
+    with app.app_context():
+        event.listen(
+            db.engine,
+            "connect",
+            lambda connection, _: connection.setlimit(
+                sqlite3.SQLITE_LIMIT_VARIABLE_NUMBER, 1500
+            ),
+        )
+    state = new_state(jobs=2000)
+    assert "2000 jobs created" in import_state(state)
+    assert "2000 jobs unchanged" in import_state(state)
 
 
 def test_real_file_is_walked_from_import_to_curl(flask, client, bearer, dump):

@@ -3,17 +3,16 @@
 import json
 import re
 
-import pytest
-from conftest import ROOT
+from conftest import ROOT, sqlite_only
 from test_lightning import GRANTS
 
-from config import DEFAULTS
-from models import db
+from config import Settings
+from database import db
 
 README = (ROOT / "README.md").read_text()
 
 
-@pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+@sqlite_only
 def test_first_example_prints_what_it_says(empty_app):
     demo = empty_app.test_cli_runner().invoke(args=["demo"]).stdout
     token = demo.split()[1]
@@ -26,12 +25,13 @@ def test_first_example_prints_what_it_says(empty_app):
     assert response.text in README
 
 
+@sqlite_only
 def test_example_of_an_error_is_true(client, seed):
     response = client.get("/api/jobs?page_size=0", headers=seed.bearer)
     assert response.text in README
 
 
-@pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+@sqlite_only
 def test_example_of_an_integration_test_passes(
     tmp_path, new_state, monkeypatch, database_url
 ):
@@ -50,8 +50,9 @@ def test_grants_are_those_that_are_tested():
     assert sql.split("'…';")[1].split() == granted
 
 
+@sqlite_only
 def test_every_variable_and_command_is_told(app):
-    for name in DEFAULTS:
+    for name in Settings().fields:
         assert f"| `{name}` |" in README
     for command in app.cli.commands:
         assert f"| `flask {command}" in README

@@ -1,0 +1,152 @@
+"""SQLite and PostgreSQL: connecting, reading, writing, and what their errors mean."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from flask import Flask
+from flask_sqlalchemy import SQLAlchemy
+from sqlalchemy import URL, Connection, exc, inspect
+
+# The write lock comes before the first read, so that writers follow each other.
+BEGIN_WRITING = {
+    "sqlite": [
+        "PRAGMA busy_timeout = 60000",
+        "PRAGMA journal_mode = WAL",
+        "PRAGMA foreign_keys = ON",
+        "BEGIN IMMEDIATE",
+    ],
+    "postgresql": [
+        "BEGIN READ WRITE",
+        "SET LOCAL statement_timeout = 0",
+        # Any number will do that no other program takes: "jobs" in ASCII.
+        "SELECT pg_advisory_xact_lock(1785684595)",
+    ],
+}
+
+db = SQLAlchemy(
+    engine_options={
+        # No BEGIN and COMMIT around the one statement that a list is.
+        "isolation_level": "AUTOCOMMIT",
+        "hide_parameters": True,
+        "pool_size": 8,
+        "max_overflow": 0,
+        "pool_timeout": 5,
+        "pool_use_lifo": True,
+    }
+)
+
+
+class ReadOnlyDatabase(Exception):
+    """Says why commands do not write to a database."""
+
+
+def init_database(app: Flask) -> None:
+    """Make the engine for DATABASE_URL; it connects when it is first needed.
+
+    Raises SystemExit with one line for a URL that no engine can be made of.
+    """
+    url = app.config["DATABASE_URL"]
+    app.config["SQLALCHEMY_DATABASE_URI"] = url
+    if url.get_backend_name() == "postgresql":
+        app.config["SQLALCHEMY_ENGINE_OPTIONS"] = postgresql_options(url)
+    try:
+        db.init_app(app)
+    except OSError:
+        raise SystemExit("DATABASE_URL must be set: instance/ is missing.") from None
+    except (exc.SQLAlchemyError, TypeError, ValueError):
+        raise SystemExit("DATABASE_URL must have arguments of its driver.") from None
+
+
+def postgresql_options(url: URL) -> dict[str, Any]:
+    """What keeps a server that is slow or gone from holding a request for long."""
+    settings = "-c statement_timeout=5s -c default_transaction_read_only=on"
+    return {
+        "pool_events": [(find_closed, "checkout")],
+        "connect_args": {
+            "client_encoding": "utf8",
+            "connect_timeout": 3,
+            "keepalives_idle": 30,
+            "options": " ".join([settings, *url.normalized_query.get("options", ())]),
+            "prepare_threshold": 0,
+            "tcp_user_timeout": 5000,
+        },
+    }
+
+
+def find_closed(connection: Any, *_: Any) -> None:
+    """Have the pool replace a connection that the server closed while it was idle.
+
+    Reads what has come, without a round trip: ``pool_pre_ping`` costs a list a tenth.
+    """
+    try:
+        # Twice: the end of a connection may come after a last message.
+        connection.pgconn.consume_input()
+        connection.pgconn.consume_input()
+    except connection.OperationalError as error:
+        raise exc.DisconnectionError from error
+
+
+@contextmanager
+def reading() -> Iterator[Connection]:
+    """A connection in autocommit, which is not used again after an error.
+
+    PostgreSQL refuses a statement that it prepared before a column changed its type,
+    and would go on doing so on that connection.
+    """
+    with db.engine.connect() as connection:
+        try:
+            yield connection
+        except exc.DBAPIError:
+            connection.invalidate()
+            raise
+
+
+@contextmanager
+def writing() -> Iterator[None]:
+    """A transaction of ``db.session`` with the write lock, committed at the end.
+
+    Raises ReadOnlyDatabase for Lightning's, which has Ecto's table of migrations, and
+    for a standby of PostgreSQL's.
+    """
+    connection = db.session.connection()
+    # What is set for writing must not come back to the pool.
+    connection.detach()
+    if inspect(connection).has_table("schema_migrations"):
+        raise ReadOnlyDatabase(
+            "The database belongs to Lightning (it has the table schema_migrations), "
+            "and this service only reads it: make the change in Lightning."
+        )
+    # In autocommit the drivers begin nothing by themselves; their commit() ends this.
+    for statement in BEGIN_WRITING[connection.dialect.name]:
+        connection.exec_driver_sql(statement)
+    yield
+    db.session.commit()
+
+
+def lacks_table(error: exc.SQLAlchemyError) -> bool:
+    """Whether the database misses a table of ours."""
+    cause = getattr(error, "orig", None)
+    code = getattr(cause, "sqlstate", None)
+    return code == "42P01" or str(cause).startswith("no such table")
+
+
+def is_unavailable(error: exc.SQLAlchemyError) -> bool:
+    """Whether asking again may help; else the fault is ours."""
+    if isinstance(error, exc.OperationalError) and not lacks_table(error):
+        # SQLite counts wrong statements among these.
+        return getattr(error.orig, "sqlite_errorname", None) != "SQLITE_ERROR"
+    if isinstance(error, exc.DBAPIError):
+        # 0A000: a column has changed its type, see reading().
+        is_outdated = getattr(error.orig, "sqlstate", None) == "0A000"
+        return is_outdated or error.connection_invalidated or lacks_table(error)
+    # The second: a connection broke, and so did the one in its place.
+    closed = str(error).startswith("This connection is closed")
+    return isinstance(error, exc.TimeoutError) or closed
+
+
+def reason(error: exc.SQLAlchemyError) -> str:
+    """The database's complaint in one line, with a hint where a table is missing."""
+    line = str(getattr(error, "orig", error)).strip().partition("\n")[0]
+    hint = " (run `flask init-db` to create the tables)"
+    return line + hint if lacks_table(error) else line
