@@ -7,9 +7,10 @@ from typing import Any
 
 import orjson
 from flask import Blueprint, Flask, Response, abort, current_app, g, request, url_for
+from flask_swagger_ui import get_swaggerui_blueprint
 from marshmallow import ValidationError
 from sqlalchemy.exc import SQLAlchemyError
-from werkzeug.exceptions import BadRequest, HTTPException, ServiceUnavailable
+from werkzeug.exceptions import BadRequest, HTTPException, NotFound, ServiceUnavailable
 from werkzeug.middleware.proxy_fix import ProxyFix
 
 import schemas
@@ -20,6 +21,18 @@ from database import init_database, is_unavailable, reading, reason
 from models import can_read, paginate
 
 jobs = Blueprint("jobs", __name__)
+
+docs = get_swaggerui_blueprint(
+    "/api/docs",
+    "/api/openapi.json",
+    {
+        "app_name": "Jobs API",
+        "layout": "BaseLayout",
+        "defaultModelsExpandDepth": 0,
+        # Else the page would have the document checked elsewhere.
+        "validatorUrl": None,
+    },
+)
 
 
 def create_app(config: Mapping[str, Any] | None = None) -> Flask:
@@ -36,6 +49,7 @@ def create_app(config: Mapping[str, Any] | None = None) -> Flask:
     app.url_map.strict_slashes = False
     app.url_map.merge_slashes = False
     app.register_blueprint(jobs)
+    app.register_blueprint(docs)
     app.register_blueprint(commands)
     app.register_error_handler(HTTPException, as_json)
     app.register_error_handler(ValidationError, invalid_arguments)
@@ -164,7 +178,10 @@ def json_response(document: dict[str, Any]) -> Response:
 
 def as_json(error: HTTPException) -> Response:
     """The error as JSON; its status and its headers stay its own."""
-    return error_response(error, [{"detail": error.description}])
+    detail = error.description
+    if detail == NotFound.description:
+        detail = "There is no such path: see /api/docs for those that there are."
+    return error_response(error, [{"detail": detail}])
 
 
 def invalid_arguments(error: ValidationError) -> Response:

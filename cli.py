@@ -133,7 +133,7 @@ def revoke_token(token_id: str) -> None:
 @commands.cli.command("demo")
 @faults_reported()
 def demo() -> None:
-    """Fill the database with a small project, and print a token and a request.
+    """Fill the database with a small project; print a token, a request and a page.
 
     Safe to repeat: the tokens of earlier runs are revoked.
     """
@@ -148,3 +148,4 @@ def demo() -> None:
     root = f"http://127.0.0.1:{current_app.config['PORT']}/api"
     click.echo(f"Token: {token}")
     click.echo(f"curl -H 'Authorization: Bearer {token}' '{root}/jobs?page_size=1'")
+    click.echo(f"Docs: {root}/docs")

@@ -25,6 +25,8 @@ def test_every_route_but_the_open_ones_wants_a_token(app, client):
     """Before it looks at ids or arguments, which tell nothing then."""
     open_routes = {"/health_check", "/api/openapi.json"}
     for rule in app.url_map.iter_rules():
+        if rule.endpoint.startswith("swagger_ui."):
+            continue
         path = rule.rule.replace("<", "").replace(">", "")
         response = client.get(f"{path}?unknown=1")
         assert (response.status_code == 401) == (rule.rule not in open_routes), path

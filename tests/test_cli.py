@@ -164,12 +164,13 @@ def test_demo_prints_a_token_a_request_and_a_page(empty_app):
     runner, client = empty_app.test_cli_runner(), empty_app.test_client()
     tokens = []
     for _ in range(2):
-        first, second = runner.invoke(args=["demo"]).stdout.splitlines()
+        first, second, third = runner.invoke(args=["demo"]).stdout.splitlines()
         tokens.append(first.removeprefix("Token: "))
         assert second == (
             f"curl -H 'Authorization: Bearer {tokens[-1]}' "
             "'http://127.0.0.1:8000/api/jobs?page_size=1'"
         )
+        assert third == "Docs: http://127.0.0.1:8000/api/docs"
     for token, status in zip(tokens, (401, 200), strict=True):
         headers = {"Authorization": f"Bearer {token}"}
         assert client.get("/api/jobs", headers=headers).status_code == status

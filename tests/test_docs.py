@@ -1,0 +1,82 @@
+"""The description as a page, in a real browser."""
+
+import json
+import os
+from shutil import which
+
+import pytest
+from conftest import sqlite_only
+from selenium.webdriver import Chrome, ChromeOptions, ChromeService
+from selenium.webdriver.common.by import By
+from selenium.webdriver.support.expected_conditions import element_to_be_clickable
+from selenium.webdriver.support.wait import WebDriverWait
+
+
+@pytest.fixture
+def browser(tmp_path):
+    """Chromium, which keeps what it asked for and what its console said."""
+    chromium, driver = which("chromium"), which("chromedriver")
+    if not (chromium and driver):
+        assert not os.environ.get("CI"), "CI must have Chromium and its driver"
+        pytest.skip("needs chromium and chromedriver in PATH")
+    options = ChromeOptions()
+    options.binary_location = chromium
+    # Its sandbox refuses root, who runs the tests in many a container.
+    for argument in ("headless", "no-sandbox", "disable-dev-shm-usage"):
+        options.add_argument(f"--{argument}")
+    options.add_argument("--window-size=1200,1600")
+    options.set_capability(
+        "goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"}
+    )
+    with Chrome(options, ChromeService(driver)) as browser:
+        yield browser
+
+
+def requested_urls(browser):
+    """All URLs that the page has asked for."""
+    for entry in browser.get_log("performance"):
+        message = json.loads(entry["message"])["message"]
+        if message["method"] == "Network.requestWillBeSent":
+            yield message["params"]["request"]["url"]
+
+
+@sqlite_only
+def test_person_reads_the_demo_s_jobs_on_the_page(empty_app, start_server, browser):
+    """With nothing from elsewhere, and no error in the console."""
+    token = empty_app.test_cli_runner().invoke(args=["demo"]).stdout.split()[1]
+    root = f"http://127.0.0.1:{start_server().port}"
+
+    def element(selector):
+        clickable = element_to_be_clickable((By.CSS_SELECTOR, selector))
+        return WebDriverWait(browser, 30).until(clickable)
+
+    browser.get(f"{root}/api/docs")
+    element(".btn.authorize").click()
+    element(".auth-container input").send_keys(token)
+    element(".auth-container .btn.authorize").click()
+    element(".auth-container .btn-done").click()
+    element("#operations-jobs-list_jobs .opblock-summary-control").click()
+    element("#operations-jobs-list_jobs .try-out__btn").click()
+    element("#operations-jobs-list_jobs .execute").click()
+    answer = element(".live-responses-table .response-col_description code").text
+    names = [job["attributes"]["name"] for job in json.loads(answer)["data"]]
+    assert names == ["Read visits", "Keep new patients", "Register"]
+    urls = set(requested_urls(browser))
+    assert f"{root}/api/jobs?page=1&page_size=10" in urls
+    assert [url for url in urls if not url.startswith((root, "data:"))] == []
+    assert browser.get_log("browser") == []
+
+
+@sqlite_only
+def test_page_is_at_its_address_with_a_slash_or_without(client):
+    for path in ("/api/docs", "/api/docs/"):
+        response = client.get(path)
+        assert (response.status_code, response.mimetype) == (200, "text/html")
+        assert response.headers["X-Content-Type-Options"] == "nosniff"
+
+
+@sqlite_only
+def test_unknown_path_is_told_where_the_page_is(client):
+    for path in ("/", "/api", "/nothing", "/api/docs/nothing.js"):
+        [error] = client.get(path).json["errors"]
+        assert "/api/docs" in error["detail"]
