@@ -117,11 +117,23 @@ def writing() -> Iterator[None]:
             "The database belongs to Lightning (it has the table schema_migrations), "
             "and this service only reads it: make the change in Lightning."
         )
+    if is_standby(connection):
+        raise ReadOnlyDatabase(
+            "The database is a standby, which cannot be written to: let DATABASE_URL "
+            "name the primary, or give it the argument target_session_attrs=primary."
+        )
     # In autocommit the drivers begin nothing by themselves; their commit() ends this.
     for statement in BEGIN_WRITING[connection.dialect.name]:
         connection.exec_driver_sql(statement)
     yield
     db.session.commit()
+
+
+def is_standby(connection: Connection) -> bool:
+    """Whether the server follows another one, and takes no writes itself."""
+    is_postgresql = connection.dialect.name == "postgresql"
+    query = "SELECT pg_is_in_recovery()"
+    return is_postgresql and connection.exec_driver_sql(query).scalar()
 
 
 def lacks_table(error: exc.SQLAlchemyError) -> bool:

@@ -1,0 +1,159 @@
+"""Two hosts in one URL: a primary and its standby, each of which may go."""
+
+import json
+import os
+import subprocess
+import time
+from glob import glob
+from pathlib import Path
+from shutil import chown, rmtree, which
+from tempfile import mkdtemp
+
+import psycopg
+import pytest
+from conftest import Server, free_port, wait_until
+from test_server import Load
+
+from app import create_app
+from database import db
+
+
+class PostgreSQL:
+    """A server of its own in a folder, run by a user that is not root."""
+
+    def __init__(self, folder):
+        self.folder, self.port = Path(folder), free_port()
+
+    def run(self, command, *arguments):
+        """Run a command of PostgreSQL's."""
+        user = "postgres" if os.getuid() == 0 else None
+        subprocess.run(
+            [program(command), *arguments],
+            cwd=self.folder.parent,
+            user=user,
+            env={"PATH": os.environ["PATH"], "LC_ALL": "C"},
+            stdout=subprocess.DEVNULL,
+            check=True,
+        )
+
+    def start(self):
+        """Return when it answers."""
+        options = f"-h 127.0.0.1 -p {self.port} -k '' -c fsync=off"
+        log = f"{self.folder}.log"
+        self.run("pg_ctl", "start", "-w", "-D", self.folder, "-o", options, "-l", log)
+
+    def stop(self):
+        """End it as a power cut would."""
+        self.run("pg_ctl", "stop", "-m", "immediate", "-D", self.folder)
+
+    def is_running(self):
+        """Whether it was started and not stopped."""
+        return Path(self.folder, "postmaster.pid").exists()
+
+
+def program(name):
+    """Where one of PostgreSQL's programs is; none that Debian wraps."""
+    folders = glob("/usr/lib/postgresql/*/bin")
+    return which(name, path=os.pathsep.join([*folders, os.environ["PATH"]]))
+
+
+@pytest.fixture
+def servers():
+    """A primary and its standby."""
+    if not all(map(program, ("initdb", "pg_basebackup", "pg_ctl"))):
+        assert not os.environ.get("CI"), "CI must have PostgreSQL's programs"
+        pytest.skip("needs initdb, pg_basebackup and pg_ctl")
+    folder = mkdtemp()
+    if os.getuid() == 0:
+        chown(folder, "postgres")
+    primary, standby = servers = [
+        PostgreSQL(f"{folder}/{name}") for name in ("primary", "standby")
+    ]
+    try:
+        primary.run("initdb", "-D", primary.folder, "-U", "jobs", "-A", "trust")
+        primary.start()
+        source = f"host=127.0.0.1 port={primary.port} user=jobs"
+        standby.run("pg_basebackup", "-R", "-D", standby.folder, "-d", source)
+        standby.start()
+        yield servers
+    finally:
+        for server in servers:
+            if server.is_running():
+                server.stop()
+        rmtree(folder)
+
+
+@pytest.fixture
+def url(servers):
+    """Both hosts in one URL."""
+    hosts = "&".join(f"host=127.0.0.1:{server.port}" for server in servers)
+    return f"postgresql://jobs@/postgres?{hosts}"
+
+
+@pytest.fixture
+def runner(url):
+    """The ``flask`` commands, with both hosts."""
+    app = create_app({"DATABASE_URL": url})
+    yield app.test_cli_runner()
+    with app.app_context():
+        db.engine.dispose()
+
+
+@pytest.fixture
+def standby(servers):
+    """A connection to the standby."""
+    url = f"postgresql://jobs@127.0.0.1:{servers[1].port}/postgres"
+    with psycopg.connect(url, autocommit=True) as connection:
+        yield connection
+
+
+@pytest.fixture
+def bearer(runner, standby):
+    """The header with the demo's token, once it is known on the standby too."""
+    token = runner.invoke(args=["demo"]).stdout.split()[1]
+
+    def is_replayed():
+        [table] = standby.execute("SELECT to_regclass('user_tokens')").fetchone()
+        return table and standby.execute("SELECT * FROM user_tokens").fetchone()
+
+    wait_until(is_replayed)
+    standby.close()
+    return {"Authorization": f"Bearer {token}"}
+
+
+def test_either_host_may_go(servers, url, bearer, tmp_path):
+    """Under load, and come back: two seconds later all answers are right."""
+    server = Server(url, tmp_path / "gunicorn.log", "--workers", "2")
+    late = []
+    try:
+        server.wait_until_it_answers()
+        expected = server.get("/api/jobs", bearer).body
+        assert json.loads(expected)["meta"]["total_entries"] == 3
+        with Load(server, ["/api/jobs"], bearer) as load:
+            for gone in servers:
+                load.wait_for(50)
+                gone.stop()
+                recovered = time.monotonic() + 2
+                wait_until(lambda t=recovered: load.answers[-1].began > t)
+                load.wait_for(50)
+                late += [one for one in load.answers if one.began > recovered]
+                gone.start()
+    finally:
+        server.stop()
+    assert load.cut == []
+    assert {answer.status for answer in load.answers} <= {200, 503}
+    assert {answer.status for answer in late} == {200}
+    right = {answer.body for answer in load.answers if answer.status == 200}
+    assert right == {expected}
+    assert max(answer.seconds for answer in load.answers) < 5
+
+
+def test_command_that_meets_a_standby_says_what_to_do(servers):
+    app = create_app(
+        {"DATABASE_URL": f"postgresql://jobs@127.0.0.1:{servers[1].port}/postgres"}
+    )
+    for command in ("init-db", "demo"):
+        result = app.test_cli_runner().invoke(args=[command])
+        assert (result.exit_code, result.stdout) == (1, "")
+        [line] = result.stderr.splitlines()
+        assert "standby" in line and "target_session_attrs=primary" in line
