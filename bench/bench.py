@@ -1,28 +1,52 @@
 """Measure the service beside a bare Flask app that returns the same bytes."""
 
-import argparse
 import json
 import os
 import re
 import shutil
+import sqlite3
 import subprocess
 import sys
+from argparse import ArgumentParser, Namespace
+from collections.abc import Callable, Sequence
+from contextlib import closing, nullcontext
+from functools import partial
+from pathlib import Path
 from statistics import mean, median
-from typing import NamedTuple
+from time import perf_counter
+from typing import Any, NamedTuple
 
 from data import CACHE, JOB, LARGE_PROJECT, PROJECT, ROOT, bearer, prepare
 from servers import Server, ask, gunicorn, memory
+
+from app import create_app
 
 LIBRARIES = (
     "click, flask, flask_sqlalchemy, marshmallow, sqlalchemy, sqlalchemy.orm, "
     "werkzeug.middleware.proxy_fix"
 )
-LISTS = {
+PATHS = {
     "GET /api/jobs": "/api/jobs",
     "GET /api/jobs?project_id=ID": f"/api/jobs?project_id={PROJECT}",
     "GET /api/jobs/ID": f"/api/jobs/{JOB}",
 }
 UNITS = {"us": 0.001, "ms": 1, "s": 1000, "m": 60_000}
+
+# The list of all projects, as one would type it into sqlite3.
+JOIN = """
+    FROM jobs
+    JOIN workflows ON workflows.id = workflow_id
+    JOIN project_users USING (project_id)
+    JOIN projects ON projects.id = project_id
+    JOIN users ON users.id = user_id
+    WHERE email = 'all@example.org'
+    AND scheduled_deletion IS NULL AND deleted_at IS NULL
+"""
+COUNT = f"SELECT count(*) {JOIN}"
+FIRST_PAGE = f"""
+    SELECT jobs.id, jobs.name, adaptor, inserted_at, updated_at, workflow_id, project_id
+    {JOIN} ORDER BY inserted_at, jobs.id LIMIT 10
+"""
 
 
 class Load(NamedTuple):
@@ -33,11 +57,18 @@ class Load(NamedTuple):
     p99: float
 
 
-def load(server: Server, path: str, user: str, seconds: int, clients: int) -> Load:
-    """The load of so many clients, each request on a new connection."""
-    command = ["wrk", "-t1", f"-c{clients}", f"-d{seconds}", "--latency"]
-    for header in ("Connection: close", f"Authorization: {bearer(user)}"):
-        command += ["-H", header]
+def load(
+    server: Server,
+    path: str,
+    user: str,
+    seconds: int,
+    clients: int = 1,
+    close: bool = True,
+) -> Load:
+    """The load of so many clients, which close after each answer or go on."""
+    command = ["wrk", "-t1", f"-c{clients}", f"-d{seconds}", "--timeout=30s"]
+    command += ["--latency", "-H", f"Authorization: {bearer(user)}"]
+    command += ["-H", "Connection: close"] if close else []
     command.append(f"http://127.0.0.1:{server.port}{path}")
     output = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     faults = re.findall("(?:Non-2xx|Socket errors).*", output)
@@ -46,14 +77,23 @@ def load(server: Server, path: str, user: str, seconds: int, clients: int) -> Lo
     rate = float(re.search(r"Requests/sec: +([\d.]+)", output)[1])
     if not rate:
         raise SystemExit(f"{path}: no answer within {seconds} s.")
-    times = dict(re.findall(r"(50|99)% +([\d.]+[a-z]+)", output))
-    return Load(rate, milliseconds(times["50"]), milliseconds(times["99"]))
+    times = re.findall(r"(?:50|99)% +([\d.]+)([a-z]+)", output)
+    return Load(rate, *(float(number) * UNITS[unit] for number, unit in times))
 
 
-def milliseconds(duration: str) -> float:
-    """A duration as wrk writes it, such as 1.25ms."""
-    number, unit = re.fullmatch(r"([\d.]+)([a-z]+)", duration).groups()
-    return float(number) * UNITS[unit]
+def timed(call: Callable[[], Any], times: int) -> float:
+    """The median milliseconds of so many calls in this process."""
+    durations = []
+    for _ in range(times):
+        start = perf_counter()
+        call()
+        durations.append(perf_counter() - start)
+    return median(durations) * 1000
+
+
+def alternate(rounds: int, *calls: Callable[[], Any]) -> list[tuple]:
+    """What each call gave in so many rounds; in a round, each has its turn."""
+    return list(zip(*([call() for call in calls] for _ in range(rounds)), strict=True))
 
 
 def fetch(server: Server, path: str, user: str) -> bytes:
@@ -64,23 +104,13 @@ def fetch(server: Server, path: str, user: str) -> bytes:
     return body
 
 
-def import_time(modules: str, database: str) -> float:
-    """The milliseconds that an import takes in a fresh interpreter."""
-    code = f"from time import time as t; s = t(); import {modules}; print(t() - s)"
-    output = subprocess.check_output(
-        [sys.executable, "-c", code],
-        cwd=ROOT,
-        env=os.environ | {"DATABASE_URL": database},
-    )
-    return float(output) * 1000
-
-
 def main() -> None:
     """Print one table."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = ArgumentParser(description=__doc__)
     parser.add_argument("--jobs", type=int, default=1000)
     parser.add_argument("--database", default="sqlite", help="sqlite or a URL")
     parser.add_argument("--sync", action="store_true", help="sync workers, one thread")
+    parser.add_argument("--against", type=Path, help="a checkout with the same tables")
     parser.add_argument("--seconds", type=int, default=3, help="of a round")
     parser.add_argument("--rounds", type=int, default=5)
     options = parser.parse_args()
@@ -89,11 +119,27 @@ def main() -> None:
     # Other work costs the ceiling more than the service, and so flatters the ratios.
     before = os.getloadavg()[0]
     database = prepare(options.database, options.jobs)
+    rows = with_servers(database, options)
+    if options.jobs != 1000:
+        rows.append(in_process(database, options))
+    rows.append(imports(database))
+    kind = "SQLite" if options.database == "sqlite" else "PostgreSQL"
+    workers = "sync" if options.sync else "as shipped"
+    print(f"{options.jobs} jobs, {kind}, workers {workers}, load before {before:.1f}\n")
+    print("| | service | compared with | ratio | p50 ms | p99 ms |")
+    print("|---|--:|--:|--:|--:|--:|")
+    for cells in rows:
+        print(f"| {' | '.join(cells)} |")
+
+
+def with_servers(database: str, options: Namespace) -> list[list[str]]:
+    """The rows that need running servers."""
+    workers = ["--worker-class", "sync", "--threads", "1"] if options.sync else []
+    serve = partial(gunicorn, "wsgi:app", *workers, DATABASE_URL=database)
     answers = CACHE / "answers"
     answers.mkdir(exist_ok=True)
-    threads = ["--worker-class", "sync", "--threads", "1"] if options.sync else []
-    with gunicorn("wsgi:app", *threads, DATABASE_URL=database) as service:
-        for number, path in enumerate(LISTS.values()):
+    with serve() as service:
+        for number, path in enumerate(PATHS.values()):
             (answers / str(number)).write_bytes(fetch(service, path, "small"))
         with gunicorn(
             "ceiling:app",
@@ -101,69 +147,135 @@ def main() -> None:
             folder=ROOT / "bench",
             ANSWERS=str(answers),
         ) as ceiling:
-            rows = measure(service, ceiling, options.seconds, options.rounds)
-    postgresql = database.startswith("postgresql")
-    libraries = f"{LIBRARIES}, psycopg" if postgresql else LIBRARIES
-    times = [
-        (import_time("wsgi", database), import_time(libraries, database))
-        for _ in range(9)
-    ]
-    rows.append(compared("import wsgi, against its libraries", times, "ms"))
-    kind = "PostgreSQL" if postgresql else "SQLite"
-    workers = "sync" if options.sync else "as shipped"
-    print(f"{options.jobs} jobs, {kind}, workers {workers}, load before {before:.1f}\n")
-    print("| | service | compared with | ratio | p50 ms | p99 ms |")
-    print("|---|--:|--:|--:|--:|--:|")
-    for row in rows:
-        print(f"| {' | '.join(row)} |")
+            against = options.against
+            with serve(folder=against) if against else nullcontext() as other:
+                rows = side_by_side(service, ceiling, other, options)
+            rows.append(keep_alive(service, options))
+            rows += pages(service, database, options)
+            rows.append(large_bodies(service, options))
+            sizes = [[mean(memory(server).values())] for server in (service, ceiling)]
+    return [*rows, row("PSS a worker, against the ceiling", "MB", *sizes)]
 
 
-def measure(
-    service: Server, ceiling: Server, seconds: int, rounds: int
+def side_by_side(
+    service: Server, ceiling: Server, other: Server | None, options: Namespace
 ) -> list[list[str]]:
-    """The rows of the table that come from running servers."""
-    for number, path in enumerate(LISTS.values()):
-        load(ceiling, f"/{number}", "small", 1, 32)
-        load(service, path, "small", 1, 32)
-    pairs = {name: [] for name in LISTS}
-    for _ in range(rounds):
-        for number, (name, path) in enumerate(LISTS.items()):
-            least = load(ceiling, f"/{number}", "small", seconds, 32)
-            pairs[name].append((load(service, path, "small", seconds, 32), least))
+    """The small user's requests, against the ceiling and the other checkout."""
     rows = []
-    for name, loads in pairs.items():
-        rates = [(ours.rate, least.rate) for ours, least in loads]
-        row = compared(f"{name}, 32 clients, against the ceiling", rates, "/s")
-        p50, p99 = (median(ours[place] for ours, _ in loads) for place in (1, 2))
-        rows.append([*row[:4], f"{p50:.1f}", f"{p99:.1f}"])
-    last = json.loads(fetch(service, "/api/jobs", "all"))["links"]["last"]
-    last = "/api/jobs?" + last.partition("?")[2]
-    for name, path in (("first", "/api/jobs"), ("last", last)):
-        fetch(service, path, "all")
-        one = load(service, path, "all", seconds, 1)
-        name = f"GET /api/jobs, all projects, {name} page, 1 client"
-        row = [name, f"{one.p50:.1f} ms", "", ""]
-        rows.append([*row, f"{one.p50:.1f}", f"{one.p99:.1f}"])
-    times = [
-        [
-            load(service, f"/api/jobs?project_id={id_}", "two", seconds, 1).p50
-            for id_ in (LARGE_PROJECT, PROJECT)
+    for number, (name, path) in enumerate(PATHS.items()):
+        targets = {"the ceiling": (ceiling, f"/{number}")}
+        if other:
+            targets[options.against] = other, path
+        calls = [
+            partial(load, *target, "small", options.seconds, 32)
+            for target in ((service, path), *targets.values())
         ]
-        for _ in range(rounds)
-    ]
-    rows.append(compared("list of 500 kB bodies, against a usual one", times, "ms"))
-    sizes = [mean(memory(server).values()) for server in (service, ceiling)]
-    rows.append(compared("PSS a worker, against the ceiling", [sizes], "MB"))
+        ours, *others = alternate(options.rounds, *calls)
+        for against, theirs in zip(targets, others, strict=True):
+            title = f"{name}, 32 clients, against {against}"
+            rates = [[one.rate for one in loads] for loads in (ours, theirs)]
+            rows.append(row(title, "/s", *rates, loads=ours))
     return rows
 
 
-def compared(name: str, pairs: list, unit: str) -> list[str]:
-    """A row with the medians of ours, of the others, and of their ratios."""
-    ours, others = (median(values) for values in zip(*pairs, strict=True))
-    ratio = median(one / other for one, other in pairs)
-    digits = 0 if ours >= 100 else 1
-    values = [f"{value:.{digits}f} {unit}" for value in (ours, others)]
-    return [name, *values, f"{ratio:.2f}", "", ""]
+def keep_alive(service: Server, options: Namespace) -> list[str]:
+    """The small user's list for clients that keep their connections."""
+    call = partial(load, service, "/api/jobs", "small", options.seconds, 32, False)
+    (loads,) = alternate(options.rounds, call)
+    rates = [one.rate for one in loads]
+    return row("GET /api/jobs, 32 clients, keep-alive", "/s", rates, loads=loads)
+
+
+def pages(service: Server, database: str, options: Namespace) -> list[list[str]]:
+    """Pages of all projects, on SQLite against the first one of a plain join."""
+    total = json.loads(fetch(service, "/api/jobs", "all"))["meta"]["total_pages"]
+    numbers = {"first": 1, "middle": total // 2, "last": total}
+    calls = [
+        partial(load, service, f"/api/jobs?page={number}", "all", options.seconds)
+        for number in numbers.values()
+    ]
+    title = "GET /api/jobs, all projects, {} page, 1 client"
+    is_sqlite = options.database == "sqlite"
+    if is_sqlite:
+        title += ", against a plain join"
+        calls.append(partial(plain_join, database.removeprefix("sqlite:///")))
+    loads = alternate(options.rounds, *calls)
+    joins = loads.pop() if is_sqlite else ()
+    return [
+        row(title.format(page), "ms", [one.p50 for one in ours], joins, ours)
+        for page, ours in zip(numbers, loads, strict=True)
+    ]
+
+
+def plain_join(file: str) -> float:
+    """The milliseconds of SQLite itself for the first page and the count of all."""
+    with closing(sqlite3.connect(file)) as connection:
+        run = connection.execute
+        return timed(lambda: (run(FIRST_PAGE).fetchall(), run(COUNT).fetchall()), 10)
+
+
+def large_bodies(service: Server, options: Namespace) -> list[str]:
+    """The list of a project whose jobs have bodies of 500 kB, against a usual one."""
+    calls = [
+        partial(load, service, f"/api/jobs?project_id={one}", "two", options.seconds)
+        for one in (LARGE_PROJECT, PROJECT)
+    ]
+    loads = alternate(options.rounds, *calls)
+    times = [[one.p50 for one in each] for each in loads]
+    return row("list of 500 kB bodies, against a usual one", "ms", *times)
+
+
+def in_process(database: str, options: Namespace) -> list[str]:
+    """The small user's list without a server, against the same among 1,000 jobs."""
+    calls = []
+    for url in (database, prepare(options.database, 1000)):
+        client = create_app({"DATABASE_URL": url}).test_client()
+        headers = {"Authorization": bearer("small")}
+        get = partial(client.get, "/api/jobs", headers=headers)
+        if get().status_code != 200:
+            raise SystemExit(f"{url}: no list in process.")
+        calls.append(partial(timed, get, 100))
+    title = f"GET /api/jobs, in process, among {options.jobs} jobs, against 1000"
+    return row(title, "ms", *alternate(20, *calls))
+
+
+def imports(database: str) -> list[str]:
+    """The import of the service, against that of its libraries alone."""
+    is_postgresql = database.startswith("postgresql")
+    libraries = f"{LIBRARIES}, psycopg" if is_postgresql else LIBRARIES
+    calls = [partial(import_time, one, database) for one in ("wsgi", libraries)]
+    return row("import wsgi, against its libraries", "ms", *alternate(9, *calls))
+
+
+def import_time(modules: str, database: str) -> float:
+    """The milliseconds that an import takes in a fresh interpreter."""
+    code = f"from time import time as t; s = t(); import {modules}; print(t() - s)"
+    command, variables = [sys.executable, "-c", code], {"DATABASE_URL": database}
+    output = subprocess.check_output(command, cwd=ROOT, env=os.environ | variables)
+    return float(output) * 1000
+
+
+def row(
+    title: str,
+    unit: str,
+    ours: Sequence[float],
+    others: Sequence[float] = (),
+    loads: Sequence[Load] = (),
+) -> list[str]:
+    """Medians: of ours, of the others, of each round's ratio, and of the loads."""
+    cells = [title, f"{digits(median(ours))} {unit}", "", "", "", ""]
+    if others:
+        ratios = [one / other for one, other in zip(ours, others, strict=True)]
+        cells[2:4] = f"{digits(median(others))} {unit}", f"{median(ratios):.2f}"
+    if loads:
+        _, *times = zip(*loads, strict=True)
+        cells[4:] = [digits(median(one)) for one in times]
+    return cells
+
+
+def digits(value: float) -> str:
+    """A number with about three digits."""
+    return f"{value:.{0 if value >= 100 else 1 if value >= 10 else 2}f}"
 
 
 if __name__ == "__main__":
