@@ -66,7 +66,7 @@ class Project(db.Model):
     id: Mapped[str] = mapped_column(Id, primary_key=True)
     name: Mapped[str | None] = mapped_column(Text255)
     scheduled_deletion: Mapped[datetime | None]
-    allow_support_access: Mapped[bool | None] = mapped_column(default=False)
+    allow_support_access: Mapped[bool | None] = mapped_column(default=False, index=True)
 
 
 class ProjectUser(db.Model):
