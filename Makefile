@@ -1,8 +1,4 @@
 PYTHON ?= python3
-ifdef PORT
-export PORT
-endif
-
 .PHONY: serve test lint format bench
 
 # The demo's token and curl line come first; a database of your own has tokens of its own.
