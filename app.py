@@ -22,17 +22,14 @@ from models import can_read, paginate
 
 jobs = Blueprint("jobs", __name__)
 
-docs = get_swaggerui_blueprint(
-    "/api/docs",
-    "/api/openapi.json",
-    {
-        "app_name": "Jobs API",
-        "layout": "BaseLayout",
-        "defaultModelsExpandDepth": 0,
-        # Else the page would have the document checked elsewhere.
-        "validatorUrl": None,
-    },
-)
+# Without a validator, since that of the default is elsewhere.
+SWAGGER_UI = {
+    "app_name": "Jobs API",
+    "defaultModelsExpandDepth": 0,
+    "layout": "BaseLayout",
+    "validatorUrl": None,
+}
+docs = get_swaggerui_blueprint("/api/docs", "/api/openapi.json", SWAGGER_UI)
 
 
 def create_app(config: Mapping[str, Any] | None = None) -> Flask:
@@ -125,8 +122,8 @@ def show_job(job_id: str, project_id: str | None = None) -> Response:
     return cacheable(schemas.job_document(require_job(job_id, project_id), jobs_url()))
 
 
-def parse_id(text: str) -> str:
-    """An id from the path in lower case, or the answer 400."""
+def parse_id(text: str | None) -> str | None:
+    """An id from the path in lower case, None for none, or the answer 400."""
     try:
         return schemas.path_id.deserialize(text)
     except ValidationError:
@@ -135,7 +132,7 @@ def parse_id(text: str) -> str:
 
 def load_arguments(*names: str) -> dict[str, Any]:
     """The arguments of the request, with defaults; 400 for any that is not named."""
-    schema = schemas.list_arguments(current_app.config["MAX_PAGE_SIZE"], only=names)
+    schema = schemas.arguments_schema(current_app.config["MAX_PAGE_SIZE"], only=names)
     return schemas.load_arguments(schema, request.args)
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from flask import Flask
 from flask_sqlalchemy import SQLAlchemy
-from sqlalchemy import URL, Connection, exc, inspect
+from sqlalchemy import URL, Connection, exc, inspect, text
 
 # The write lock comes before the first read, so that writers follow each other.
 BEGIN_WRITING = {
@@ -117,7 +117,8 @@ def writing() -> Iterator[None]:
             "The database belongs to Lightning (it has the table schema_migrations), "
             "and this service only reads it: make the change in Lightning."
         )
-    if is_standby(connection):
+    is_postgresql = connection.dialect.name == "postgresql"
+    if is_postgresql and connection.scalar(text("SELECT pg_is_in_recovery()")):
         raise ReadOnlyDatabase(
             "The database is a standby, which cannot be written to: let DATABASE_URL "
             "name the primary, or give it the argument target_session_attrs=primary."
@@ -127,13 +128,6 @@ def writing() -> Iterator[None]:
         connection.exec_driver_sql(statement)
     yield
     db.session.commit()
-
-
-def is_standby(connection: Connection) -> bool:
-    """Whether the server follows another one, and takes no writes itself."""
-    is_postgresql = connection.dialect.name == "postgresql"
-    query = "SELECT pg_is_in_recovery()"
-    return is_postgresql and connection.exec_driver_sql(query).scalar()
 
 
 def lacks_table(error: exc.SQLAlchemyError) -> bool:

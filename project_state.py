@@ -32,12 +32,6 @@ def storable(text: str) -> None:
         raise ValidationError("Must not contain lone surrogates.")
 
 
-def container(value: Any) -> None:
-    """Refuse what can hold no entries."""
-    if not isinstance(value, dict | list):
-        raise ValidationError("Must be an object or an array.")
-
-
 class EntrySchema(Schema):
     """What all objects of a state file have."""
 
@@ -61,14 +55,14 @@ class WorkflowSchema(EntrySchema):
     """A workflow as a state file has it; its jobs are read one by one."""
 
     parent_id = "project_id"
-    jobs = fields.Raw(required=True, validate=container)
+    jobs = fields.Raw(required=True)
     deleted_at = Time(timezone=UTC, allow_none=True)
 
 
 class ProjectSchema(EntrySchema):
     """A project as a state file has it; its workflows are read one by one."""
 
-    workflows = fields.Raw(required=True, validate=container)
+    workflows = fields.Raw(required=True)
     scheduled_deletion = Time(timezone=UTC, allow_none=True)
     allow_support_access = fields.Boolean(truthy={True}, falsy={False}, allow_none=True)
 
@@ -157,13 +151,16 @@ def read_entries(
     schema: Schema, parent: Entry, name: str, faults: list[str]
 ) -> list[Entry]:
     """The entries of an object or an array; those marked for deletion go unread."""
-    # One that is missing or of another type is among the faults already.
-    container, place = parent.values.pop(name, []), join(parent.place, name)
-    items = container.items() if isinstance(container, dict) else enumerate(container)
+    # What is missing or null is among the faults already.
+    value, place = parent.values.pop(name, []), join(parent.place, name)
+    if not isinstance(value, dict | list):
+        faults.append(f"{place}: Must be an object or an array.")
+        return []
+    items = value.items() if isinstance(value, dict) else enumerate(value)
     entries = [
-        read_entry(schema, value, join(place, key), faults)
-        for key, value in items
-        if not (isinstance(value, dict) and value.get("delete") is True)
+        read_entry(schema, entry, join(place, key), faults)
+        for key, entry in items
+        if not (isinstance(entry, dict) and entry.get("delete") is True)
     ]
     for entry in entries:
         entry.values[schema.parent_id] = parent.values.get("id")
@@ -246,16 +243,14 @@ def put(model: type, entry: Entry, rows: dict[str, Any], faults: list[str]) -> s
     return "updated" if db.session.is_modified(row) else "unchanged"
 
 
-def put_job(
-    entry: Entry, rows: dict[str, Job], faults: list[str], time: datetime
-) -> str:
+def put_job(entry: Entry, rows: dict, faults: list[str], time: datetime) -> str:
     """The same for a job; the time is for those of its times that the entry lacks."""
-    row, values = rows.get(entry.values["id"]), entry.values
-    values = {name: value for name, value in values.items() if value is not None}
+    values = {name: v for name, v in entry.values.items() if v is not None}
+    row = rows.get(values["id"])
     if row is None:
         values = {"inserted_at": time, "updated_at": time} | values
     done = put(Job, Entry(entry.place, values), rows, faults)
-    if done == "updated" and row and "updated_at" not in values:
+    if row and done == "updated" and "updated_at" not in values:
         row.updated_at = time
     return done
 

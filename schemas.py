@@ -62,22 +62,20 @@ class Time(fields.NaiveDateTime):
             raise ValidationError("Out of range.") from None
 
 
-class Arguments(Schema):
-    """What all schemas of arguments have."""
-
-    error_messages = {"unknown": "is not an argument of this request."}
-
-
 @cache
-def list_arguments(max_page_size: int, only: tuple[str, ...]) -> Schema:
-    """The schema of those arguments, up to the configured limit of a page."""
+def arguments_schema(max_page_size: int, only: tuple[str, ...]) -> Schema:
+    """The schema of some arguments of a list, up to the configured limit of a page."""
     default = min(DEFAULT_PAGE_SIZE, max_page_size)
-    arguments = {
-        "page": WholeNumber(1, MAX_PAGE, load_default=1),
-        "page_size": WholeNumber(1, max_page_size, load_default=default),
-        "project_id": Id(error_messages={"invalid": "must be a UUID."}),
-    }
-    return Arguments.from_dict(arguments)(only=only)
+
+    class Arguments(Schema):
+        """All the arguments that there are."""
+
+        error_messages = {"unknown": "is not an argument of this request."}
+        page = WholeNumber(1, MAX_PAGE, load_default=1)
+        page_size = WholeNumber(1, max_page_size, load_default=default)
+        project_id = Id(error_messages={"invalid": "must be a UUID."})
+
+    return Arguments(only=only)
 
 
 class JobAttributes(Schema):
