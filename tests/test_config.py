@@ -39,6 +39,7 @@ WRONG = [
     ("DATABASE_URL", "mysql://u:s3cret@h/d"),
     ("DATABASE_URL", "postgresql+psycopg2://u:s3cret@h/d"),
     ("DATABASE_URL", "postgresql://u:s3cret@h:port/d"),
+    ("DATABASE_URL", "postgresql://u:s3cret@a:5432,b:5432/d"),
     ("DATABASE_URL", "sqlite://"),
     ("DATABASE_URL", "sqlite:///:memory:"),
     ("DATABASE_URL", "sqlite:///file::memory:?uri=true"),
@@ -68,6 +69,11 @@ def test_wrong_value_ends_the_start(name, value):
     with pytest.raises(SystemExit, match=f"^{name} must [^\n]*$") as error:
         create_app({name: value})
     assert not re.search("s3cret|9999|never|true|evil", str(error.value))
+
+
+def test_libpq_s_own_form_of_more_hosts_is_told_the_form_that_works():
+    with pytest.raises(SystemExit, match="host=one:5432&host=two:5432"):
+        create_app({"DATABASE_URL": "postgresql://u@a:5432,b:5432/d"})
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,6 @@ from pathlib import Path
 from shutil import chown, rmtree, which
 from tempfile import mkdtemp
 
-import psycopg
 import pytest
 from conftest import Server, free_port, wait_until
 from test_server import Load
@@ -83,46 +82,41 @@ def servers():
         rmtree(folder)
 
 
-@pytest.fixture
-def url(servers):
-    """Both hosts in one URL."""
+def url_of(*servers, arguments=""):
+    """All their hosts in one URL."""
     hosts = "&".join(f"host=127.0.0.1:{server.port}" for server in servers)
-    return f"postgresql://jobs@/postgres?{hosts}"
+    return f"postgresql://jobs@/postgres?{hosts}{arguments}"
 
 
 @pytest.fixture
-def runner(url):
-    """The ``flask`` commands, with both hosts."""
-    app = create_app({"DATABASE_URL": url})
-    yield app.test_cli_runner()
-    with app.app_context():
-        db.engine.dispose()
+def make_app():
+    """A function that builds the service for a URL."""
+    made = []
+
+    def make(url):
+        made.append(create_app({"DATABASE_URL": url}))
+        return made[-1]
+
+    yield make
+    for app in made:
+        with app.app_context():
+            db.engine.dispose()
 
 
 @pytest.fixture
-def standby(servers):
-    """A connection to the standby."""
-    url = f"postgresql://jobs@127.0.0.1:{servers[1].port}/postgres"
-    with psycopg.connect(url, autocommit=True) as connection:
-        yield connection
-
-
-@pytest.fixture
-def bearer(runner, standby):
+def bearer(servers, make_app):
     """The header with the demo's token, once it is known on the standby too."""
-    token = runner.invoke(args=["demo"]).stdout.split()[1]
-
-    def is_replayed():
-        [table] = standby.execute("SELECT to_regclass('user_tokens')").fetchone()
-        return table and standby.execute("SELECT * FROM user_tokens").fetchone()
-
-    wait_until(is_replayed)
-    standby.close()
-    return {"Authorization": f"Bearer {token}"}
+    primary, standby = map(make_app, map(url_of, servers))
+    token = primary.test_cli_runner().invoke(args=["demo"]).stdout.split()[1]
+    bearer = {"Authorization": f"Bearer {token}"}
+    client = standby.test_client()
+    wait_until(lambda: client.get("/api/jobs", headers=bearer).status_code == 200)
+    return bearer
 
 
-def test_either_host_may_go(servers, url, bearer, tmp_path):
+def test_either_host_may_go(servers, bearer, tmp_path):
     """Under load, and come back: two seconds later all answers are right."""
+    url = url_of(*servers)
     server = Server(url, tmp_path / "gunicorn.log", "--workers", "2")
     late = []
     try:
@@ -148,12 +142,28 @@ def test_either_host_may_go(servers, url, bearer, tmp_path):
     assert max(answer.seconds for answer in load.answers) < 5
 
 
-def test_command_that_meets_a_standby_says_what_to_do(servers):
-    app = create_app(
-        {"DATABASE_URL": f"postgresql://jobs@127.0.0.1:{servers[1].port}/postgres"}
-    )
+def test_command_that_meets_a_standby_says_what_to_do(servers, make_app):
+    primary, standby = servers
+    runner = make_app(url_of(standby, primary)).test_cli_runner()
     for command in ("init-db", "demo"):
-        result = app.test_cli_runner().invoke(args=[command])
+        result = runner.invoke(args=[command])
         assert (result.exit_code, result.stdout) == (1, "")
         [line] = result.stderr.splitlines()
         assert "standby" in line and "target_session_attrs=primary" in line
+    url = url_of(standby, primary, arguments="&target_session_attrs=primary")
+    assert make_app(url).test_cli_runner().invoke(args=["demo"]).exit_code == 0
+
+
+def test_server_that_lacks_tls_is_unavailable_where_it_is_required(
+    servers, make_app, caplog
+):
+    """And the log says why."""
+    for mode in ("require", "verify-full&sslrootcert=/no/such/ca.pem"):
+        caplog.clear()
+        client = make_app(
+            url_of(servers[0], arguments=f"&sslmode={mode}")
+        ).test_client()
+        assert client.get("/health_check").status_code == 503
+        [record] = caplog.records
+        assert "server does not support SSL" in record.message
+        assert "\n" not in record.message
