@@ -1,8 +1,6 @@
 """The application: its factory, its routes, its errors."""
 
 from collections.abc import Mapping
-from http import HTTPStatus
-from pathlib import Path
 from typing import Any
 
 import orjson
@@ -33,10 +31,7 @@ docs = get_swaggerui_blueprint("/api/docs", "/api/openapi.json", SWAGGER_UI)
 
 
 def create_app(config: Mapping[str, Any] | None = None) -> Flask:
-    """The service: configured by ``config`` in a test, else by the environment.
-
-    Raises SystemExit with one line for a value that is wrong.
-    """
+    """The service: configured by ``config`` in a test, else by the environment."""
     app = Flask(__name__, static_folder=None)
     app.config.update(load_config(config))
     init_database(app)
@@ -56,10 +51,10 @@ def create_app(config: Mapping[str, Any] | None = None) -> Flask:
 
 @jobs.before_app_request
 def require_well_formed_address() -> None:
-    """Answer 400 where links would echo a host or a scheme that is none.
+    """Refuse what links could not repeat: no host (400), no such scheme, ``//`` (404).
 
     Werkzeug gives an empty host for a malformed one, and overlooks slashes that are
-    doubled at the start of a path: 404.
+    doubled at the start of a path.
     """
     if request.environ["PATH_INFO"].startswith("//"):
         abort(404)
@@ -86,8 +81,8 @@ def health_check() -> dict[str, str]:
 @jobs.get("/api/openapi.json")
 def show_openapi() -> Response:
     """The OpenAPI document, with the configured limits of a page."""
-    path = Path(current_app.root_path, "openapi.json")
-    document = orjson.loads(path.read_bytes())
+    with current_app.open_resource("openapi.json") as file:
+        document = orjson.loads(file.read())
     schema = document["components"]["parameters"]["page_size"]["schema"]
     schema["maximum"] = current_app.config["MAX_PAGE_SIZE"]
     schema["default"] = min(schemas.DEFAULT_PAGE_SIZE, schema["maximum"])
@@ -133,7 +128,7 @@ def parse_id(text: str | None) -> str | None:
 def load_arguments(*names: str) -> dict[str, Any]:
     """The arguments of the request, with defaults; 400 for any that is not named."""
     schema = schemas.arguments_schema(current_app.config["MAX_PAGE_SIZE"], only=names)
-    return schemas.load_arguments(schema, request.args)
+    return schemas.check_arguments(schema, request.args)
 
 
 def jobs_url() -> str:
@@ -157,14 +152,13 @@ def page_of(url: str, arguments: dict[str, Any], project_id: str | None) -> Resp
 
 
 def cacheable(document: dict[str, Any]) -> Response:
-    """The document as JSON, or a 304 to a client that has it already (RFC 9110)."""
+    """The document as JSON, or a 304 for ``If-None-Match`` (RFC 9110)."""
     response = json_response(document)
     response.headers["Cache-Control"] = "private, no-cache"
     response.headers["Vary"] = "Authorization"
     response.add_etag()
     if request.if_none_match.contains_weak(response.get_etag()[0]):
-        response.status_code = HTTPStatus.NOT_MODIFIED
-        response.set_data(b"")
+        response.status_code = 304
     return response
 
 
@@ -176,6 +170,7 @@ def json_response(document: dict[str, Any]) -> Response:
 def as_json(error: HTTPException) -> Response:
     """The error as JSON; its status and its headers stay its own."""
     detail = error.description
+    # Our own 404s say what there is not; this one is the router's.
     if detail == NotFound.description:
         detail = "There is no such path: see /api/docs for those that there are."
     return error_response(error, [{"detail": detail}])

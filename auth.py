@@ -14,8 +14,6 @@ from werkzeug.exceptions import Unauthorized
 import models
 from database import db, reading
 
-CHALLENGE = 'Bearer realm="jobs"'
-
 
 def create_token(user: models.User) -> tuple[str, models.UserToken]:
     """A new token of the user's and its row, which keeps the digest alone."""
@@ -35,15 +33,14 @@ def token_required(view: Callable[..., Any]) -> Callable[..., Any]:
 
     @wraps(view)
     def with_token(**path: str) -> Any:
-        """What the view answers to the caller."""
         token = bearer_token()
         if not token:
-            raise unauthorized(CHALLENGE)
+            raise unauthorized()
         values = {"token": token, "digest": sha256(token).digest()}
         with reading() as g.connection:
             caller = g.connection.execute(models.find_caller, values).first()
             if caller is None or is_too_old(caller.inserted_at):
-                raise unauthorized(f'{CHALLENGE}, error="invalid_token"')
+                raise unauthorized(', error="invalid_token"')
             g.user_id = caller.user_id
             return view(**path)
 
@@ -58,9 +55,10 @@ def bearer_token() -> bytes:
     return token if scheme.lower() == "bearer" else b""
 
 
-def unauthorized(challenge: str) -> Unauthorized:
-    """The 401 with what its ``WWW-Authenticate`` says."""
+def unauthorized(error: str = "") -> Unauthorized:
+    """The 401, with a challenge that may tell an error (RFC 6750)."""
     # Text, since Werkzeug's WWWAuthenticate leaves off the quotes of the realm.
+    challenge = f'Bearer realm="jobs"{error}'
     return Unauthorized("A valid bearer token is required.", None, [challenge])
 
 
@@ -78,7 +76,7 @@ def require_access(project_id: str, is_accessible: bool | None) -> None:
         abort(403, f"You do not have access to project {project_id}.")
 
 
-def require_job(job_id: str, project_id: str | None = None) -> RowMapping:
+def require_job(job_id: str, project_id: str | None) -> RowMapping:
     """The job with its body, or the answer 404 or 403, the project's first."""
     ids = {"user_id": g.user_id, "job_id": job_id, "project_id": project_id}
     if project_id is not None:

@@ -3,7 +3,6 @@
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from pathlib import Path
 from typing import BinaryIO
 
 import click
@@ -28,7 +27,7 @@ def faults_reported() -> Iterator[None]:
     """End a command that fails with a line a fault on stderr and exit code 1."""
     try:
         yield
-        return
+        return  # without a fault
     except (InvalidState, ReadOnlyDatabase) as error:
         lines = error.args
     except SQLAlchemyError as error:
@@ -93,6 +92,8 @@ def create_token_command(email: str) -> None:
 
     The token is shown this once: the database keeps only a digest.
     """
+    if sys.stdout is None:
+        raise InvalidState("There is no standard output to print the token on.")
     with writing():
         token, row = create_token(require_user(email))
         # Before the commit: a token that could not be shown is not kept.
@@ -137,8 +138,8 @@ def demo() -> None:
 
     Safe to repeat: the tokens of earlier runs are revoked.
     """
-    file = Path(current_app.root_path, "demo.json")
-    state = project_state.read_state(file.read_bytes())
+    with current_app.open_resource("demo.json") as file:
+        state = project_state.read_state(file.read())
     with writing():
         db.metadata.create_all(db.session.connection())
         project_state.import_state(state, [(DEMO_EMAIL, "owner")])

@@ -60,11 +60,6 @@ class HostNames(fields.Field[list[str]]):
 class Settings(Schema):
     """Every setting, with its default and its limits."""
 
-    class Meta:
-        """The environment, and a mapping for Flask, hold other names too."""
-
-        unknown = EXCLUDE
-
     DATABASE_URL = DatabaseUrl(load_default=make_url("sqlite:///jobs.db"))
     MAX_PAGE_SIZE = WholeNumber(1, 10_000, load_default=100)
     PORT = WholeNumber(1, 65_535, load_default=8000)
@@ -83,7 +78,8 @@ def load_config(config: Mapping[str, Any] | None = None) -> dict[str, Any]:
     # An empty variable is how a shell or a unit file leaves one unset.
     given = {name: value for name, value in source.items() if value not in (None, "")}
     try:
-        settings = Settings().load(given)
+        # Both hold other names too: the shell's, or Flask's.
+        settings = Settings().load(given, unknown=EXCLUDE)
     except ValidationError as error:
         name, messages = next(iter(error.normalized_messages().items()))
         raise SystemExit(f"{name} {messages[0]}") from None

@@ -4,12 +4,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import psycopg
 from flask import Flask
 from flask_sqlalchemy import SQLAlchemy
+from psycopg.conninfo import make_conninfo
 from sqlalchemy import URL, Connection, exc, inspect, text
 
 # The write lock comes before the first read, so that writers follow each other.
-BEGIN_WRITING = {
+START_WRITING = {
     "sqlite": [
         "PRAGMA busy_timeout = 60000",
         "PRAGMA journal_mode = WAL",
@@ -26,8 +28,9 @@ BEGIN_WRITING = {
 
 db = SQLAlchemy(
     engine_options={
-        # No BEGIN and COMMIT around the one statement that a list is.
+        # A list is one statement: no BEGIN and COMMIT around it.
         "isolation_level": "AUTOCOMMIT",
+        # In errors, which get into the log.
         "hide_parameters": True,
         "pool_size": 8,
         "max_overflow": 0,
@@ -42,19 +45,21 @@ class ReadOnlyDatabase(Exception):
 
 
 def init_database(app: Flask) -> None:
-    """Make the engine for DATABASE_URL; it connects when it is first needed.
-
-    Raises SystemExit with one line for a URL that no engine can be made of.
-    """
+    """Make the engine for DATABASE_URL, or SystemExit; it connects when needed."""
     url = app.config["DATABASE_URL"]
-    app.config["SQLALCHEMY_DATABASE_URI"] = url
-    if url.get_backend_name() == "postgresql":
-        app.config["SQLALCHEMY_ENGINE_OPTIONS"] = postgresql_options(url)
     try:
+        if url.get_backend_name() == "postgresql":
+            # Else libpq would refuse an unknown argument at each request.
+            make_conninfo(**dict.fromkeys(url.query, ""))
+            app.config["SQLALCHEMY_ENGINE_OPTIONS"] = postgresql_options(url)
+        else:
+            # Waiting for a lock holds a whole worker, request after request.
+            url = url.set(query={"timeout": "1"} | dict(url.query))
+        app.config["SQLALCHEMY_DATABASE_URI"] = url
         db.init_app(app)
     except OSError:
         raise SystemExit("DATABASE_URL must be set: instance/ is missing.") from None
-    except (exc.SQLAlchemyError, TypeError, ValueError):
+    except (exc.SQLAlchemyError, psycopg.Error, TypeError, ValueError):
         raise SystemExit("DATABASE_URL must have arguments of its driver.") from None
 
 
@@ -68,13 +73,13 @@ def postgresql_options(url: URL) -> dict[str, Any]:
             "connect_timeout": 3,
             "keepalives_idle": 30,
             "options": " ".join([settings, *url.normalized_query.get("options", ())]),
-            "prepare_threshold": 0,
+            "prepare_threshold": 0,  # at first use: to plan costs more than to run
             "tcp_user_timeout": 5000,
         },
     }
 
 
-def find_closed(connection: Any, *_: Any) -> None:
+def find_closed(connection: psycopg.Connection, *_: Any) -> None:
     """Have the pool replace a connection that the server closed while it was idle.
 
     Reads what has come, without a round trip: ``pool_pre_ping`` costs a list a tenth.
@@ -83,7 +88,7 @@ def find_closed(connection: Any, *_: Any) -> None:
         # Twice: the end of a connection may come after a last message.
         connection.pgconn.consume_input()
         connection.pgconn.consume_input()
-    except connection.OperationalError as error:
+    except psycopg.OperationalError as error:
         raise exc.DisconnectionError from error
 
 
@@ -124,7 +129,7 @@ def writing() -> Iterator[None]:
             "name the primary, or give it the argument target_session_attrs=primary."
         )
     # In autocommit the drivers begin nothing by themselves; their commit() ends this.
-    for statement in BEGIN_WRITING[connection.dialect.name]:
+    for statement in START_WRITING[connection.dialect.name]:
         connection.exec_driver_sql(statement)
     yield
     db.session.commit()
@@ -146,7 +151,7 @@ def is_unavailable(error: exc.SQLAlchemyError) -> bool:
         # 0A000: a column has changed its type, see reading().
         is_outdated = getattr(error.orig, "sqlstate", None) == "0A000"
         return is_outdated or error.connection_invalidated or lacks_table(error)
-    # The second: a connection broke, and so did the one in its place.
+    # SQLAlchemy's pool says so when a connection broke and the next one too.
     closed = str(error).startswith("This connection is closed")
     return isinstance(error, exc.TimeoutError) or closed
 

@@ -31,8 +31,8 @@ control_socket_disable = True
 def post_request(worker, request, environ, response):
     """Give way to the other clients.
 
-    One with keep-alive whose next request is there already would be answered again
-    first: of 32 such, some waited longer than 2 seconds. Not with ``sleep(0)`` either,
-    which comes before those whose requests are still to be read: a timer comes after.
+    Otherwise one with keep-alive whose next request has come is served again first, and
+    of 32 such clients some waited for more than 2 seconds. ``sleep(0)`` would come back
+    before requests that are still to be read; a timer comes after them.
     """
     gevent.sleep(1e-6)

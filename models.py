@@ -11,7 +11,6 @@ from database import db
 # The contexts that open the API: of a token as Lightning keeps it, and of a digest.
 PLAIN, DIGEST = "api", "api:sha256"
 
-
 # Text of 36 characters in Python, as answers have it, and in SQLite too, where Uuid
 # would keep the 32 digits alone and put the hyphens back into every value it reads.
 Id = db.Uuid(as_uuid=False).with_variant(db.String(36), "sqlite")
@@ -120,13 +119,13 @@ class Job(db.Model):
 # it, none of them scheduled for deletion. A member's are looked up one by one: in a
 # join PostgreSQL reads all projects, and among 5,000 a list takes 3 ms in place of 1.
 user_id, project_id = db.bindparam("user_id"), db.bindparam("project_id")
-scheduled = db.select(Project.scheduled_deletion).where(
+its_deletion = db.select(Project.scheduled_deletion).where(
     Project.id == ProjectUser.project_id
 )
 is_support_user = db.select(User.id).where(User.id == user_id, User.support_user)
 accessible_projects = db.union_all(
     db.select(ProjectUser.project_id.label("id")).where(
-        ProjectUser.user_id == user_id, scheduled.scalar_subquery().is_(None)
+        ProjectUser.user_id == user_id, its_deletion.scalar_subquery().is_(None)
     ),
     db.select(Project.id).where(
         is_support_user.exists(),
@@ -185,7 +184,7 @@ def listing(in_projects: db.ColumnElement[bool]) -> db.Select:
 
     A page without a job is one row, which has the total and no job.
     """
-    # Without the columns that only a page needs: this is sorted.
+    # All of the list is sorted, so it is kept narrow.
     listed = (
         db.select(Job.id, Job.inserted_at)
         .join(Workflow)

@@ -16,7 +16,7 @@ from schemas import Id, Time
 
 ROLES = ("owner", "admin", "editor", "viewer")
 
-# An email, and a role of its owner's or "none", or None just to be a member.
+# An email, and a role for its user; "none" to remove, None to be a member at all.
 Member = tuple[str, str | None]
 
 
@@ -32,6 +32,12 @@ def storable(text: str) -> None:
         raise ValidationError("Must not contain lone surrogates.")
 
 
+def boolean(value: Any) -> None:
+    """Refuse numbers too, some of which Python takes for booleans."""
+    if not isinstance(value, bool):
+        raise ValidationError("Not a valid boolean.")
+
+
 class EntrySchema(Schema):
     """What all objects of a state file have."""
 
@@ -44,7 +50,7 @@ class EntrySchema(Schema):
 class JobSchema(EntrySchema):
     """A job as a state file has it."""
 
-    parent_id = "workflow_id"
+    parent_column = "workflow_id"
     body = fields.String(required=True, validate=storable)
     adaptor = fields.String(validate=[validate.Length(max=255), storable])
     inserted_at = Time(timezone=UTC, allow_none=True)
@@ -54,7 +60,7 @@ class JobSchema(EntrySchema):
 class WorkflowSchema(EntrySchema):
     """A workflow as a state file has it; its jobs are read one by one."""
 
-    parent_id = "project_id"
+    parent_column = "project_id"
     jobs = fields.Raw(required=True)
     deleted_at = Time(timezone=UTC, allow_none=True)
 
@@ -64,7 +70,7 @@ class ProjectSchema(EntrySchema):
 
     workflows = fields.Raw(required=True)
     scheduled_deletion = Time(timezone=UTC, allow_none=True)
-    allow_support_access = fields.Boolean(truthy={True}, falsy={False}, allow_none=True)
+    allow_support_access = fields.Raw(allow_none=True, validate=boolean)
 
 
 class Entry(NamedTuple):
@@ -163,7 +169,7 @@ def read_entries(
         if not (isinstance(entry, dict) and entry.get("delete") is True)
     ]
     for entry in entries:
-        entry.values[schema.parent_id] = parent.values.get("id")
+        entry.values[schema.parent_column] = parent.values.get("id")
     return entries
 
 
@@ -233,12 +239,13 @@ def rows_by_id(query: Select) -> dict[str, Any]:
 
 def put(model: type, entry: Entry, rows: dict[str, Any], faults: list[str]) -> str:
     """Add or change the row of an entry, which leaves ``rows``; says what was done."""
-    is_known = rows.pop(entry.values["id"], None)
+    is_ours = rows.pop(entry.values["id"], None) is not None
+    # Else a new row's look-up would send those before it one by one.
     with db.session.no_autoflush:
         row = db.session.merge(model(**entry.values))
     if row in db.session.new:
         return "created"
-    if not is_known:
+    if not is_ours:
         faults.append(f"{entry.place}.id: Belongs to another project.")
     return "updated" if db.session.is_modified(row) else "unchanged"
 
@@ -261,6 +268,7 @@ def set_member(project_id: str, email: str, role: str | None) -> str:
     if user is None and role != "none":
         user = User(id=new_id(), email=email)
         db.session.add(user)
+    # A user who is not there has no id, and None is no member's.
     key = {"project_id": project_id, "user_id": user and user.id}
     member = db.session.scalar(select(ProjectUser).filter_by(**key))
     if member is None and role != "none":

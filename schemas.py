@@ -5,6 +5,7 @@ from collections.abc import Iterable, Mapping
 from datetime import datetime
 from functools import cache
 from typing import Any, NamedTuple
+from urllib.parse import urlencode
 
 from marshmallow import Schema, ValidationError, fields, validate
 from werkzeug.datastructures import MultiDict
@@ -45,7 +46,7 @@ class WholeNumber(fields.Field[int]):
     def _deserialize(self, value: Any, *args: Any, **kwargs: Any) -> int:
         if not re.fullmatch("[0-9]+", str(value)):
             raise self.make_error("invalid")
-        # int() refuses thousands of digits, and no maximum has as many as 18.
+        # int() refuses thousands of digits; 18 that matter are beyond every maximum.
         return int(str(value).lstrip("0")[:18] or 0)
 
 
@@ -68,8 +69,6 @@ def arguments_schema(max_page_size: int, only: tuple[str, ...]) -> Schema:
     default = min(DEFAULT_PAGE_SIZE, max_page_size)
 
     class Arguments(Schema):
-        """All the arguments that there are."""
-
         error_messages = {"unknown": "is not an argument of this request."}
         page = WholeNumber(1, MAX_PAGE, load_default=1)
         page_size = WholeNumber(1, max_page_size, load_default=default)
@@ -79,25 +78,20 @@ def arguments_schema(max_page_size: int, only: tuple[str, ...]) -> Schema:
 
 
 class JobAttributes(Schema):
-    """What a list tells of a job."""
+    """What is told of a job; lists leave out the body."""
 
     name = fields.String()
     adaptor = fields.String()
     inserted_at = Time()
     updated_at = Time()
-
-
-class JobAttributesWithBody(JobAttributes):
-    """What is told of a single job."""
-
     body = fields.String()
 
 
 path_id = Id(allow_none=True)
-list_attributes, job_attributes = JobAttributes(), JobAttributesWithBody()
+job_attributes, list_attributes = JobAttributes(), JobAttributes(exclude=["body"])
 
 
-def load_arguments(schema: Schema, arguments: MultiDict[str, str]) -> dict[str, Any]:
+def check_arguments(schema: Schema, arguments: MultiDict[str, str]) -> dict[str, Any]:
     """The arguments of a request; ValidationError names each one that is at fault."""
     faults = {}
     try:
@@ -142,9 +136,9 @@ class Page(NamedTuple):
         }
 
     def link(self, **page: int) -> str:
-        """The URL of this page or of another; no argument needs to be quoted."""
-        arguments = page | self.arguments | page
-        query = "&".join(f"{name}={value}" for name, value in arguments.items())
+        """The URL of this page or, where one is given, of another."""
+        # The first puts the page in front, the last decides.
+        query = urlencode(page | self.arguments | page)
         return f"{self.url}?{query}" if query else self.url
 
 

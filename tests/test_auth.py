@@ -98,9 +98,7 @@ def test_revoked_token_is_refused(client, flask, seed, token_id):
 @pytest.mark.parametrize(
     ("disabled", "status"), [(True, 401), (False, 200), (None, 200)]
 )
-def test_disabled_user_is_refused(
-    app, client, seed, token_id, set_columns, disabled, status
-):
+def test_disabled_user_is_refused(app, client, seed, set_columns, disabled, status):
     user_id = rows(app, UserToken)[0].user_id
     set_columns(User, user_id, disabled=disabled)
     assert client.get("/api/jobs", headers=seed.bearer).status_code == status
@@ -184,12 +182,13 @@ SCHEDULED = {"scheduled_deletion": datetime(2999, 1, 1)}
     ],
 )
 def test_access(
-    app, client, flask, new_state, import_state, bearer, set_columns,
+    app, client, new_state, import_state, bearer, set_columns,
     role, support, project, allowed,
 ):  # fmt: skip
     """One rule for the list of all, the list of one project and the single job."""
     state = new_state(jobs=1)
     job_id = state["workflows"][0]["jobs"][0]["id"]
+    # A job that they can always access.
     import_state(new_state(jobs=1), "you@example.org:viewer")
     import_state(state, f"you@example.org:{role or 'none'}")
     [user] = rows(app, User)

@@ -353,6 +353,7 @@ NO_TIME = "Not a valid datetime."
             "allow_support_access: Not a valid boolean.",
         ),
         ("", "allow_support_access", {}, "allow_support_access: Not a valid boolean."),
+        ("", "allow_support_access", 1, "allow_support_access: Not a valid boolean."),
     ],
     ids=lambda value: ascii(value)[:20],
 )

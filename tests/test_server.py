@@ -228,6 +228,7 @@ def test_dawdlers_hold_nobody_up(start_server, seed):
 
 @sqlite_only
 def test_dawdlers_are_cut_off(start_server):
+    """Or reading from them would time out."""
     server = start_server("--keep-alive", "1")
     with ExitStack() as stack:
         dawdlers = [stack.enter_context(server.connect()) for _ in DAWDLERS]
