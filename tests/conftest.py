@@ -10,6 +10,7 @@ from contextlib import closing, contextmanager, suppress
 from http.client import HTTPConnection, HTTPException
 from pathlib import Path
 from random import randrange
+from shutil import rmtree
 from tempfile import gettempdir
 from types import SimpleNamespace
 from uuid import uuid4
@@ -32,6 +33,9 @@ SERVER = os.environ.get(
     "TEST_DATABASE_URL", "postgresql://postgres@127.0.0.1:5432/postgres"
 )
 
+# A name that all processes of a run have in their environment, and in what they make.
+RUN = os.environ.setdefault("JOBS_TEST_RUN", f"jobs_test_{uuid4().hex[:12]}")
+
 # For what is the same on both databases, or is of one alone.
 sqlite_only, postgresql_only = (
     pytest.mark.parametrize("database_url", [kind], indirect=True)
@@ -45,17 +49,41 @@ def pytest_xdist_auto_num_workers(config):
     return cores * 2 if cores > 1 else 0
 
 
-@pytest.fixture(scope="session", autouse=True)
-def stop_when_terminated():
+def pytest_configure(config):
     """Have fixtures clean up after SIGTERM as they do after Ctrl-C."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)
+
+
+def pytest_unconfigure(config):
+    """End and drop what is left of this run, whose processes may have been killed."""
+    if hasattr(config, "workerinput"):
+        return
+    for environment in Path("/proc").glob("[0-9]*/environ"):
+        with suppress(OSError):
+            if RUN.encode() in environment.read_bytes():
+                os.kill(int(environment.parent.name), signal.SIGKILL)
+    for folder in Path(gettempdir()).glob(f"{RUN}*"):
+        rmtree(folder, ignore_errors=True)
+    with suppress(psycopg.OperationalError), connect_to_server() as server:
+        for kind, catalog, column, force in (
+            ("DATABASE", "pg_database", "datname", "WITH (FORCE)"),
+            ("ROLE", "pg_roles", "rolname", ""),
+        ):
+            left = f"SELECT {column} FROM {catalog} WHERE {column} LIKE '%{RUN}%'"
+            for (name,) in server.execute(left).fetchall():
+                server.execute(f"DROP {kind} {name} {force}")
+
+
+def connect_to_server():
+    """A connection that may make databases."""
+    return psycopg.connect(SERVER, autocommit=True, connect_timeout=3)
 
 
 @pytest.fixture(scope="session")
 def postgresql_server():
     """A connection to PostgreSQL that may make databases."""
     try:
-        server = psycopg.connect(SERVER, autocommit=True, connect_timeout=3)
+        server = connect_to_server()
     except psycopg.OperationalError as error:
         if os.environ.get("CI"):
             raise
@@ -67,7 +95,7 @@ def postgresql_server():
 @contextmanager
 def new_database(server, options=""):
     """The URL of a new database, which is dropped in the end."""
-    name = f"jobs_test_{uuid4().hex}"
+    name = f"{RUN}_{uuid4().hex[:12]}"
     try:
         server.execute(f"CREATE DATABASE {name} {options}")
         yield make_url(SERVER).set(database=name).render_as_string(hide_password=False)
@@ -295,6 +323,7 @@ class Server:
         # As in production: what the tests run under must not leak in.
         variables = {
             "DATABASE_URL": database_url,
+            "JOBS_TEST_RUN": RUN,
             "PATH": os.environ["PATH"],
         } | variables
         command = ["gunicorn", "--bind", "127.0.0.1:0", *options, "wsgi:app"]

@@ -10,7 +10,7 @@ from shutil import chown, rmtree, which
 from tempfile import mkdtemp
 
 import pytest
-from conftest import Server, free_port, wait_until
+from conftest import RUN, Server, free_port, wait_until
 from test_server import Load
 
 from app import create_app
@@ -30,7 +30,7 @@ class PostgreSQL:
             [program(command), *arguments],
             cwd=self.folder.parent,
             user=user,
-            env={"PATH": os.environ["PATH"], "LC_ALL": "C"},
+            env={"JOBS_TEST_RUN": RUN, "LC_ALL": "C", "PATH": os.environ["PATH"]},
             stdout=subprocess.DEVNULL,
             check=True,
         )
@@ -62,7 +62,7 @@ def servers():
     if not all(map(program, ("initdb", "pg_basebackup", "pg_ctl"))):
         assert not os.environ.get("CI"), "CI must have PostgreSQL's programs"
         pytest.skip("needs initdb, pg_basebackup and pg_ctl")
-    folder = mkdtemp()
+    folder = mkdtemp(prefix=RUN)
     if os.getuid() == 0:
         chown(folder, "postgres")
     primary, standby = servers = [
