@@ -33,6 +33,7 @@ def token_required(view: Callable[..., Any]) -> Callable[..., Any]:
 
     @wraps(view)
     def with_token(**path: str) -> Any:
+        """The view's answer to a caller who is known."""
         token = bearer_token()
         if not token:
             raise unauthorized()

@@ -5,7 +5,6 @@ from collections.abc import Iterable, Mapping
 from datetime import datetime
 from functools import cache
 from typing import Any, NamedTuple
-from urllib.parse import urlencode
 
 from marshmallow import Schema, ValidationError, fields, validate
 from werkzeug.datastructures import MultiDict
@@ -136,9 +135,10 @@ class Page(NamedTuple):
         }
 
     def link(self, **page: int) -> str:
-        """The URL of this page or, where one is given, of another."""
+        """The URL of this page or of another; no argument needs to be quoted."""
         # The first puts the page in front, the last decides.
-        query = urlencode(page | self.arguments | page)
+        arguments = page | self.arguments | page
+        query = "&".join(f"{name}={value}" for name, value in arguments.items())
         return f"{self.url}?{query}" if query else self.url
 
 
@@ -150,13 +150,16 @@ def link_header(links: Mapping[str, str | None]) -> str:
 
 def list_document(jobs: Iterable[Row], jobs_url: str, page: Page) -> dict[str, Any]:
     """The answer with one page of jobs."""
-    data = [job_resource(job, list_attributes, jobs_url) for job in jobs]
+    attributes = list_attributes.dump(jobs, many=True)
+    data = [
+        job_resource(*pair, jobs_url) for pair in zip(jobs, attributes, strict=True)
+    ]
     return {"data": data, "included": [], "links": page.links(), "meta": page.meta()}
 
 
 def job_document(job: Row, jobs_url: str) -> dict[str, Any]:
     """The answer with one job, its workflow and its project."""
-    resource = job_resource(job, job_attributes, jobs_url)
+    resource = job_resource(job, job_attributes.dump(job), jobs_url)
     workflow = {
         "type": "workflows",
         "id": job["workflow_id"],
@@ -172,12 +175,12 @@ def job_document(job: Row, jobs_url: str) -> dict[str, Any]:
     return {"data": resource, "included": included, "links": resource["links"]}
 
 
-def job_resource(job: Row, attributes: Schema, jobs_url: str) -> dict[str, Any]:
-    """A job as a resource object."""
+def job_resource(job: Row, attributes: dict, jobs_url: str) -> dict[str, Any]:
+    """A job with its attributes as a resource object."""
     return {
         "type": "jobs",
         "id": job["id"],
-        "attributes": attributes.dump(job),
+        "attributes": attributes,
         "relationships": {
             "workflow": to_one("workflows", job["workflow_id"]),
             "project": to_one("projects", job["project_id"]),
