@@ -22,8 +22,8 @@ from servers import Server, ask, gunicorn, memory
 from app import create_app
 
 LIBRARIES = (
-    "click, flask, flask_sqlalchemy, marshmallow, sqlalchemy, sqlalchemy.orm, "
-    "werkzeug.middleware.proxy_fix"
+    "click, flask, flask_sqlalchemy, flask_swagger_ui, marshmallow, orjson, psycopg, "
+    "sqlalchemy, sqlalchemy.orm, werkzeug.middleware.proxy_fix"
 )
 PATHS = {
     "GET /api/jobs": "/api/jobs",
@@ -241,9 +241,7 @@ def in_process(database: str, options: Namespace) -> list[str]:
 
 def imports(database: str) -> list[str]:
     """The import of the service, against that of its libraries alone."""
-    is_postgresql = database.startswith("postgresql")
-    libraries = f"{LIBRARIES}, psycopg" if is_postgresql else LIBRARIES
-    calls = [partial(import_time, one, database) for one in ("wsgi", libraries)]
+    calls = [partial(import_time, one, database) for one in ("wsgi", LIBRARIES)]
     return row("import wsgi, against its libraries", "ms", *alternate(9, *calls))
 
 
