@@ -10,11 +10,11 @@ from shutil import chown, rmtree, which
 from tempfile import mkdtemp
 
 import pytest
-from conftest import RUN, Server, free_port, wait_until
+from conftest import RUN, free_port, sqlite_only, wait_until
 from test_server import Load
 
-from app import create_app
-from database import db
+# For the fixtures' sake: the databases are the two servers' own.
+pytestmark = sqlite_only
 
 
 class PostgreSQL:
@@ -89,24 +89,9 @@ def url_of(*servers, arguments=""):
 
 
 @pytest.fixture
-def make_app():
-    """A function that builds the service for a URL."""
-    made = []
-
-    def make(url):
-        made.append(create_app({"DATABASE_URL": url}))
-        return made[-1]
-
-    yield make
-    for app in made:
-        with app.app_context():
-            db.engine.dispose()
-
-
-@pytest.fixture
 def bearer(servers, make_app):
     """The header with the demo's token, once it is known on the standby too."""
-    primary, standby = map(make_app, map(url_of, servers))
+    primary, standby = (make_app(DATABASE_URL=url_of(server)) for server in servers)
     token = primary.test_cli_runner().invoke(args=["demo"]).stdout.split()[1]
     bearer = {"Authorization": f"Bearer {token}"}
     client = standby.test_client()
@@ -114,26 +99,21 @@ def bearer(servers, make_app):
     return bearer
 
 
-def test_either_host_may_go(servers, bearer, tmp_path):
+def test_either_host_may_go(servers, bearer, start_server):
     """Under load, and come back: two seconds later all answers are right."""
-    url = url_of(*servers)
-    server = Server(url, tmp_path / "gunicorn.log", "--workers", "2")
+    server = start_server("--workers", "2", DATABASE_URL=url_of(*servers))
+    expected = server.get("/api/jobs", bearer).body
+    assert json.loads(expected)["meta"]["total_entries"] == 3
     late = []
-    try:
-        server.wait_until_it_answers()
-        expected = server.get("/api/jobs", bearer).body
-        assert json.loads(expected)["meta"]["total_entries"] == 3
-        with Load(server, ["/api/jobs"], bearer) as load:
-            for gone in servers:
-                load.wait_for(50)
-                gone.stop()
-                recovered = time.monotonic() + 2
-                wait_until(lambda t=recovered: load.answers[-1].began > t)
-                load.wait_for(50)
-                late += [one for one in load.answers if one.began > recovered]
-                gone.start()
-    finally:
-        server.stop()
+    with Load(server, ["/api/jobs"], bearer) as load:
+        for gone in servers:
+            load.wait_for(50)
+            gone.stop()
+            recovered = time.monotonic() + 2
+            wait_until(lambda t=recovered: load.answers[-1].began > t)
+            load.wait_for(50)
+            late += [one for one in load.answers if one.began > recovered]
+            gone.start()
     assert load.cut == []
     assert {answer.status for answer in load.answers} <= {200, 503}
     assert {answer.status for answer in late} == {200}
@@ -144,14 +124,15 @@ def test_either_host_may_go(servers, bearer, tmp_path):
 
 def test_command_that_meets_a_standby_says_what_to_do(servers, make_app):
     primary, standby = servers
-    runner = make_app(url_of(standby, primary)).test_cli_runner()
+    runner = make_app(DATABASE_URL=url_of(standby, primary)).test_cli_runner()
     for command in ("init-db", "demo"):
         result = runner.invoke(args=[command])
         assert (result.exit_code, result.stdout) == (1, "")
         [line] = result.stderr.splitlines()
         assert "standby" in line and "target_session_attrs=primary" in line
     url = url_of(standby, primary, arguments="&target_session_attrs=primary")
-    assert make_app(url).test_cli_runner().invoke(args=["demo"]).exit_code == 0
+    runner = make_app(DATABASE_URL=url).test_cli_runner()
+    assert runner.invoke(args=["demo"]).exit_code == 0
 
 
 def test_server_that_lacks_tls_is_unavailable_where_it_is_required(
@@ -160,9 +141,8 @@ def test_server_that_lacks_tls_is_unavailable_where_it_is_required(
     """And the log says why."""
     for mode in ("require", "verify-full&sslrootcert=/no/such/ca.pem"):
         caplog.clear()
-        client = make_app(
-            url_of(servers[0], arguments=f"&sslmode={mode}")
-        ).test_client()
+        url = url_of(servers[0], arguments=f"&sslmode={mode}")
+        client = make_app(DATABASE_URL=url).test_client()
         assert client.get("/health_check").status_code == 503
         [record] = caplog.records
         assert "server does not support SSL" in record.message
