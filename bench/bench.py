@@ -17,6 +17,7 @@ from time import perf_counter
 from typing import Any, NamedTuple
 
 from data import CACHE, JOB, LARGE_PROJECT, PROJECT, ROOT, bearer, prepare
+from floor import COUNT, FIRST_PAGE
 from servers import Server, ask, gunicorn, memory
 
 from app import create_app
@@ -31,22 +32,6 @@ PATHS = {
     "GET /api/jobs/ID": f"/api/jobs/{JOB}",
 }
 UNITS = {"us": 0.001, "ms": 1, "s": 1000, "m": 60_000}
-
-# The list of all projects, as one would type it into sqlite3.
-JOIN = """
-    FROM jobs
-    JOIN workflows ON workflows.id = workflow_id
-    JOIN project_users USING (project_id)
-    JOIN projects ON projects.id = project_id
-    JOIN users ON users.id = user_id
-    WHERE email = 'all@example.org'
-    AND scheduled_deletion IS NULL AND deleted_at IS NULL
-"""
-COUNT = f"SELECT count(*) {JOIN}"
-FIRST_PAGE = f"""
-    SELECT jobs.id, jobs.name, adaptor, inserted_at, updated_at, workflow_id, project_id
-    {JOIN} ORDER BY inserted_at, jobs.id LIMIT 10
-"""
 
 
 class Load(NamedTuple):
@@ -136,20 +121,24 @@ def with_servers(database: str, options: Namespace) -> list[list[str]]:
     """The rows that need running servers."""
     workers = ["--worker-class", "sync", "--threads", "1"] if options.sync else []
     serve = partial(gunicorn, "wsgi:app", *workers, DATABASE_URL=database)
+    plain_app = ["floor:create_app()", "--pythonpath", "bench", *workers]
     answers = CACHE / "answers"
     answers.mkdir(exist_ok=True)
     with serve() as service:
         for number, path in enumerate(PATHS.values()):
             (answers / str(number)).write_bytes(fetch(service, path, "small"))
-        with gunicorn(
-            "ceiling:app",
-            "--no-control-socket",
-            folder=ROOT / "bench",
-            ANSWERS=str(answers),
-        ) as ceiling:
+        with (
+            gunicorn(
+                "ceiling:app",
+                "--no-control-socket",
+                folder=ROOT / "bench",
+                ANSWERS=str(answers),
+            ) as ceiling,
+            gunicorn(*plain_app, DATABASE_URL=database) as floor,
+        ):
             against = options.against
             with serve(folder=against) if against else nullcontext() as other:
-                rows = side_by_side(service, ceiling, other, options)
+                rows = side_by_side(service, ceiling, floor, other, options)
             rows.append(keep_alive(service, options))
             rows += pages(service, database, options)
             rows.append(large_bodies(service, options))
@@ -158,12 +147,18 @@ def with_servers(database: str, options: Namespace) -> list[list[str]]:
 
 
 def side_by_side(
-    service: Server, ceiling: Server, other: Server | None, options: Namespace
+    service: Server,
+    ceiling: Server,
+    floor: Server,
+    other: Server | None,
+    options: Namespace,
 ) -> list[list[str]]:
-    """The small user's requests, against the ceiling and the other checkout."""
+    """The small user's requests, against the ceiling and the others that can answer."""
     rows = []
     for number, (name, path) in enumerate(PATHS.items()):
         targets = {"the ceiling": (ceiling, f"/{number}")}
+        if path == "/api/jobs":
+            targets["the plain app"] = floor, path
         if other:
             targets[options.against] = other, path
         calls = [
@@ -210,8 +205,10 @@ def pages(service: Server, database: str, options: Namespace) -> list[list[str]]
 def plain_join(file: str) -> float:
     """The milliseconds of SQLite itself for the first page and the count of all."""
     with closing(sqlite3.connect(file)) as connection:
-        run = connection.execute
-        return timed(lambda: (run(FIRST_PAGE).fetchall(), run(COUNT).fetchall()), 10)
+        run, values = connection.execute, {"email": "all@example.org"}
+        return timed(
+            lambda: [run(one, values).fetchall() for one in (FIRST_PAGE, COUNT)], 10
+        )
 
 
 def large_bodies(service: Server, options: Namespace) -> list[str]:

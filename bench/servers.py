@@ -31,7 +31,7 @@ def gunicorn(
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
-    log = CACHE / f"{folder.resolve().name}.log"
+    log = CACHE / f"{folder.resolve().name}-{app.partition(':')[0]}.log"
     command = [sys.executable, "-m", "gunicorn", "--workers", "2", *options]
     command += ["--bind", f"127.0.0.1:{port}", app]
     environment = os.environ | environment
