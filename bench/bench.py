@@ -16,11 +16,23 @@ from statistics import mean, median
 from time import perf_counter
 from typing import Any, NamedTuple
 
-from data import CACHE, JOB, LARGE_PROJECT, PROJECT, ROOT, bearer, prepare
+from data import (
+    CACHE,
+    JOB,
+    LARGE_PROJECT,
+    PROJECT,
+    ROOT,
+    bearer,
+    new_database,
+    prepare,
+    state_file,
+)
 from floor import COUNT, FIRST_PAGE
 from servers import Server, ask, gunicorn, memory
 
 from app import create_app
+from database import db
+from project_state import read_state
 
 LIBRARIES = (
     "click, flask, flask_sqlalchemy, flask_swagger_ui, marshmallow, orjson, psycopg, "
@@ -107,6 +119,8 @@ def main() -> None:
     rows = with_servers(database, options)
     if options.jobs != 1000:
         rows.append(in_process(database, options))
+    for jobs in (1000, 8000):
+        rows.append(project_import(jobs, options.database, options.rounds))
     rows.append(imports(database))
     kind = "SQLite" if options.database == "sqlite" else "PostgreSQL"
     workers = "sync" if options.sync else "as shipped"
@@ -234,6 +248,31 @@ def in_process(database: str, options: Namespace) -> list[str]:
         calls.append(partial(timed, get, 100))
     title = f"GET /api/jobs, in process, among {options.jobs} jobs, against 1000"
     return row(title, "ms", *alternate(20, *calls))
+
+
+def project_import(jobs: int, database: str, rounds: int) -> list[str]:
+    """The import of a project into an empty database, against reading its file."""
+    file = state_file(jobs)
+    read = partial(timed, partial(read_state, file), 1)
+    calls = partial(seconds_to_import, file, database), lambda: read() / 1000
+    title = f"import of {jobs} new jobs, against reading the file"
+    return row(title, "s", *alternate(rounds, *calls))
+
+
+def seconds_to_import(file: bytes, database: str) -> float:
+    """What the command takes in this process, on a new database each time."""
+    with new_database(database) as url:
+        app = create_app({"DATABASE_URL": url})
+        invoke = app.test_cli_runner().invoke
+        invoke(args=["init-db"])
+        start = perf_counter()
+        result = invoke(args=["import-project", "-"], input=file)
+        seconds = perf_counter() - start
+        with app.app_context():
+            db.engine.dispose()
+    if result.exit_code:
+        raise SystemExit(f"import-project: {result.output}")
+    return seconds
 
 
 def imports(database: str) -> list[str]:

@@ -1,12 +1,16 @@
 """The database that is measured: made once, the same each time, and kept."""
 
+import json
+import os
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from datetime import datetime, timedelta
 from hashlib import md5, sha256
 from itertools import islice
 from pathlib import Path
 from random import Random
+from tempfile import TemporaryDirectory
 from typing import Any
 from uuid import UUID
 from zlib import crc32
@@ -49,10 +53,7 @@ def prepare(database: str, jobs: int) -> str:
     if jobs < LEAST_JOBS:
         raise SystemExit(f"--jobs must be {LEAST_JOBS} or more.")
     CACHE.mkdir(exist_ok=True)
-    if database == "sqlite":
-        server = make_url("sqlite://")
-    else:
-        server = make_url(database).set(drivername="postgresql")
+    server = server_of(database)
     # A change of the tables must not be measured with the tables of before.
     dialect = server.get_dialect()()
     tables = db.metadata.sorted_tables
@@ -64,7 +65,7 @@ def prepare(database: str, jobs: int) -> str:
         url = server.set(database=str(CACHE / f"{name}.db"))
     else:
         url = server.set(database=name)
-        with connect(server.set(database=server.database or "postgres")) as connection:
+        with connect(server) as connection:
             query = f"SELECT 1 FROM pg_database WHERE datname = '{name}'"
             if not connection.execute(query).fetchone():
                 connection.execute(f"CREATE DATABASE {name}")
@@ -80,6 +81,31 @@ def prepare(database: str, jobs: int) -> str:
                     connection.execute("VACUUM ANALYZE")
         db.engine.dispose()
     return database
+
+
+@contextmanager
+def new_database(database: str) -> Iterator[str]:
+    """The URL of an empty database, which is gone after the block."""
+    if database == "sqlite":
+        CACHE.mkdir(exist_ok=True)
+        with TemporaryDirectory(dir=CACHE) as folder:
+            yield f"sqlite:///{folder}/jobs.db"
+        return
+    server, name = server_of(database), f"jobs_bench_new_{os.getpid()}"
+    with connect(server) as connection:
+        connection.execute(f"CREATE DATABASE {name}")
+        try:
+            yield server.set(database=name).render_as_string(hide_password=False)
+        finally:
+            connection.execute(f"DROP DATABASE {name} WITH (FORCE)")
+
+
+def server_of(database: str) -> URL:
+    """The URL of SQLite, or of a PostgreSQL server with a database to connect to."""
+    if database == "sqlite":
+        return make_url("sqlite://")
+    url = make_url(database).set(drivername="postgresql")
+    return url.set(database=url.database or "postgres")
 
 
 def connect(url: URL) -> psycopg.Connection:
@@ -138,3 +164,23 @@ def put(model: type, rows: Iterable[dict[str, Any]]) -> None:
     rows = iter(rows)
     while batch := list(islice(rows, 5000)):
         db.session.execute(insert(model.__table__), batch)
+
+
+def state_file(jobs: int) -> bytes:
+    """The state file of a project with so many jobs, of which four make a workflow."""
+    project = {"id": make_id("project", 0), "name": "Project 0", "workflows": {}}
+    for number in range(0, jobs, 4):
+        project["workflows"][f"workflow-{number // 4}"] = {
+            "id": make_id("workflow", number // 4),
+            "name": f"Workflow {number // 4}",
+            "jobs": {
+                f"job-{n}": {
+                    "id": make_id("job", n),
+                    "name": f"Job {n}",
+                    "adaptor": "@openfn/language-common@latest",
+                    "body": BODY,
+                }
+                for n in range(number, min(number + 4, jobs))
+            },
+        }
+    return json.dumps(project).encode()
