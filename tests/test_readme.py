@@ -3,16 +3,17 @@
 import json
 import os
 import re
+import socket
 import sqlite3
 import subprocess
+import sys
 from shutil import which
 
 import pytest
-from conftest import ROOT, free_port, sqlite_only
+from conftest import ROOT, RUN, free_port, sqlite_only
 from test_lightning import GRANTS
 
 from config import Settings
-from database import db
 
 README = (ROOT / "README.md").read_text()
 
@@ -98,16 +99,63 @@ def test_script_fails_where_the_database_goes_away(
     assert process.returncode == 22
 
 
-@sqlite_only
-def test_example_of_an_integration_test_passes(
-    tmp_path, new_state, monkeypatch, database_url
-):
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "state.json").write_text(json.dumps(new_state(jobs=3)))
-    [example] = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
-    exec(f"from app import create_app\n{example}", names := {"tmp_path": tmp_path})
-    with names["app"].app_context():
-        db.engine.dispose()
+ELSEWHERE = """
+import json
+from urllib.request import Request, urlopen
+
+import app
+import config
+
+def test_jobs(jobs_api):
+    url, token = jobs_api
+    request = Request(f"{url}/api/jobs", headers={"Authorization": f"Bearer {token}"})
+    with urlopen(request) as response:
+        assert json.load(response)["meta"]["total_entries"] == 3
+    print(f"asked {url}.")
+    assert config.IS_RIGHT
+"""
+
+
+@pytest.fixture
+def run_elsewhere(tmp_path, new_state):
+    """A function that tests another project with the README's fixture."""
+    (tmp_path / "app.py").touch()
+    (tmp_path / "projectState.json").write_text(json.dumps(new_state(jobs=3)))
+    (tmp_path / "test_elsewhere.py").write_text(ELSEWHERE)
+    example = block("python", "jobs_api").replace("/srv/jobs", str(ROOT))
+
+    def run(is_right=True, served="wsgi:app"):
+        (tmp_path / "config.py").write_text(f"IS_RIGHT = {is_right}")
+        (tmp_path / "conftest.py").write_text(example.replace("wsgi:app", served))
+        return subprocess.run(
+            [sys.executable, "-m", "pytest", "-W", "error"],
+            cwd=tmp_path,
+            env={"JOBS_TEST_RUN": RUN},
+            text=True,
+            stdout=subprocess.PIPE,
+        )
+
+    return run
+
+
+def test_fixture_serves_other_projects(run_elsewhere):
+    done = run_elsewhere()
+    assert done.returncode == 0, done.stdout
+
+
+def test_fixture_ends_with_a_test_that_fails(run_elsewhere):
+    """And shows what the service has logged."""
+    done = run_elsewhere(is_right=False)
+    assert done.returncode == 1 and "Booting worker" in done.stdout, done.stdout
+    [port] = re.findall(r"^asked http://127.0.0.1:(\d+)", done.stdout, re.MULTILINE)
+    with pytest.raises(ConnectionRefusedError):
+        socket.create_connection(("127.0.0.1", int(port)))
+
+
+def test_fixture_shows_why_a_service_did_not_start(run_elsewhere):
+    done = run_elsewhere(served="wsgi:nothing")
+    assert done.returncode == 1, done.stdout
+    assert "Failed to find attribute 'nothing' in 'wsgi'" in done.stdout
 
 
 def test_grants_are_those_that_are_tested():
