@@ -345,7 +345,7 @@ class Server:
 
         wait_until(is_listening)
         self.port = int(is_listening()[1])
-        wait_until(lambda: self.get("/api/openapi.json").status == 200)
+        wait_until(lambda: self.get("/api/openapi.json").status)
 
     def get(self, path, headers=None, method="GET"):
         """The answer on a connection of its own, with its ``body`` read."""

@@ -1,0 +1,140 @@
+"""What the README says of running the service: behind nginx, as a unit, in an image."""
+
+import json
+import re
+import signal
+import ssl
+import subprocess
+from contextlib import closing
+from http.client import HTTPSConnection
+
+import pytest
+from conftest import RUN, free_port, sqlite_only, wait_until
+from test_headers import FORWARDED
+from test_readme import README, block, find_program
+from test_server import Load
+
+HOST = "jobs.example.org"
+# Of 127.0.0.1 a test asks whether a server is up.
+BEHIND = {"TRUSTED_PROXIES": "1", "TRUSTED_HOSTS": f"{HOST},127.0.0.1"}
+
+
+class Nginx:
+    """An nginx of its own with the README's blocks, run as the tests are."""
+
+    def __init__(self, folder, blocks):
+        self.port = free_port()
+        self.context = ssl.create_default_context()
+        self.context.check_hostname = False
+        self.context.verify_mode = ssl.CERT_NONE
+        certificate = "req -x509 -newkey rsa:2048 -nodes -subj / "
+        certificate += "-keyout jobs.key -out jobs.pem"
+        command = [find_program("openssl"), *certificate.split()]
+        subprocess.run(command, cwd=folder, check=True, stderr=subprocess.DEVNULL)
+        blocks = blocks.replace("listen 443", f"listen 127.0.0.1:{self.port}")
+        blocks = blocks.replace("/etc/ssl/", f"{folder}/")
+        kinds = ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
+        folders = "".join(f"{kind}_temp_path {kind};" for kind in kinds)
+        (folder / "nginx.conf").write_text(
+            "daemon off; master_process off; pid pid; error_log stderr;"
+            f"events {{}} http {{ access_log off; {folders} {blocks} }}"
+        )
+        command = [find_program("nginx"), "-e", "stderr", "-p", folder]
+        command += ["-c", "nginx.conf"]
+        self.process = subprocess.Popen(command, env={"JOBS_TEST_RUN": RUN})
+
+    def get(self, path, headers=None):
+        """The answer over TLS, with its ``body`` read."""
+        connection = HTTPSConnection(
+            "127.0.0.1", self.port, timeout=30, context=self.context
+        )
+        with closing(connection):
+            connection.request("GET", path, headers={"Host": HOST} | (headers or {}))
+            response = connection.getresponse()
+            response.body = response.read()
+            return response
+
+
+@pytest.fixture
+def start_nginx(tmp_path):
+    """A function that starts an nginx with blocks of configuration."""
+    started = []
+
+    def start(blocks):
+        started.append(Nginx(tmp_path, blocks))
+        wait_until(lambda: started[-1].get("/").status)
+        return started[-1]
+
+    yield start
+    for nginx in started:
+        nginx.process.terminate()
+        nginx.process.wait(30)
+
+
+@sqlite_only
+def test_links_behind_nginx_have_the_address_that_was_asked(
+    start_server, start_nginx, seed
+):
+    """Whatever a caller forwards of its own."""
+    server = start_server(**BEHIND)
+    nginx = start_nginx(block("nginx", "server_name").replace("8000", str(server.port)))
+    for host in (HOST, f"{HOST}:8443"):
+        for forwarded in ({}, FORWARDED):
+            headers = seed.bearer | {"Host": host} | forwarded
+            answer = json.loads(nginx.get("/api/jobs", headers).body)
+            assert answer["links"]["self"] == f"https://{host}/api/jobs"
+    assert nginx.get("/api/jobs", {"Host": "evil.example"}).status == 400
+
+
+@sqlite_only
+def test_services_behind_nginx_go_one_after_the_other(
+    start_server, start_nginx, seed, paths
+):
+    """Reloaded or stopped, and no request is lost."""
+    services = [start_server("--workers", "2", **BEHIND) for _ in range(2)]
+    upstream = block("nginx", "upstream")
+    for n, service in enumerate(services, start=1):
+        upstream = upstream.replace(f"10.0.0.{n}:8000", f"127.0.0.1:{service.port}")
+    server = block("nginx", "server_name").replace("127.0.0.1:8000", "jobs")
+    nginx = start_nginx(upstream + server)
+    with Load(nginx, paths, seed.bearer) as load:
+        for service in services:
+            load.wait_for(50)
+            before = {*service.workers()}
+            service.process.send_signal(signal.SIGHUP)
+            wait_until(
+                lambda service=service, before=before: (
+                    len(service.workers()) == 2 and not before & {*service.workers()}
+                )
+            )
+        load.wait_for(50)
+        services[0].stop()
+        load.wait_for(50)
+    assert {answer.status for answer in load.answers} == {200}
+    assert load.cut == []
+
+
+[STRIPPED] = re.findall(r"proxy_pass (http://127.0.0.1:8000/\w+/);", README)
+
+
+@sqlite_only
+@pytest.mark.parametrize(
+    ("location", "target", "path"),
+    [
+        ("/openfn/", "http://127.0.0.1:8000", "/openfn/api/jobs"),
+        ("/", STRIPPED, "/api/jobs"),
+    ],
+    ids=["whole", "stripped"],
+)
+def test_links_below_a_prefix_have_it(
+    start_server, start_nginx, seed, location, target, path
+):
+    server = start_server(SCRIPT_NAME="/openfn", **BEHIND)
+    blocks = block("nginx", "server_name").replace("location /", f"location {location}")
+    blocks = blocks.replace("http://127.0.0.1:8000", target)
+    nginx = start_nginx(blocks.replace("8000", str(server.port)))
+    answer = nginx.get(f"{path}?page_size=2", seed.bearer)
+    links = json.loads(answer.body)["links"]
+    root = f"https://{HOST}/openfn/api/jobs"
+    assert links["self"] == f"{root}?page_size=2"
+    assert links["next"] == f"{root}?page=2&page_size=2"
