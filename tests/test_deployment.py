@@ -1,15 +1,19 @@
 """What the README says of running the service: behind nginx, as a unit, in an image."""
 
 import json
+import os
 import re
+import shutil
 import signal
 import ssl
 import subprocess
+import sys
 from contextlib import closing
+from fnmatch import fnmatch
 from http.client import HTTPSConnection
 
 import pytest
-from conftest import RUN, free_port, sqlite_only, wait_until
+from conftest import ROOT, RUN, free_port, sqlite_only, wait_until
 from test_headers import FORWARDED
 from test_readme import README, block, find_program
 from test_server import Load
@@ -138,3 +142,40 @@ def test_links_below_a_prefix_have_it(
     root = f"https://{HOST}/openfn/api/jobs"
     assert links["self"] == f"{root}?page_size=2"
     assert links["next"] == f"{root}?page=2&page_size=2"
+
+
+def files_in_image():
+    """What the Dockerfile copies, where the last rule that fits a name decides."""
+    ignored = (ROOT / ".dockerignore").read_text().split()
+    copied = re.findall(
+        r"^COPY (.*) \./$", (ROOT / "Dockerfile").read_text(), re.MULTILINE
+    )
+    for name in os.listdir(ROOT):
+        rules = [rule for rule in ignored if fnmatch(name, rule.removeprefix("!"))]
+        is_let_in = not rules or rules[-1].startswith("!")
+        if is_let_in and any(fnmatch(name, form) for form in " ".join(copied).split()):
+            yield name
+
+
+@pytest.fixture
+def checkout(tmp_path):
+    """A folder with nothing but what the image has, too."""
+    (tmp_path / "checkout").mkdir()
+    for file in files_in_image():
+        shutil.copy(ROOT / file, tmp_path / "checkout")
+    return tmp_path / "checkout"
+
+
+def run_in(folder, *command):
+    """The exit code of a Python program in a folder, without an environment."""
+    process = subprocess.run([sys.executable, "-m", *command], cwd=folder, env={})
+    return process.returncode
+
+
+def test_image_has_what_runs_and_nothing_else(checkout):
+    modules = {path.name for path in ROOT.glob("*.py")}
+    others = {"demo.json", "openapi.json", "requirements.txt"}
+    assert {*files_in_image()} == modules | others
+    [command] = re.findall("^CMD (.*)", (ROOT / "Dockerfile").read_text(), re.MULTILINE)
+    assert run_in(checkout, *json.loads(command), "--check-config") == 0
+    assert run_in(checkout, "flask", "demo") == 0
