@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shlex
 import shutil
 import signal
 import ssl
@@ -144,6 +145,22 @@ def test_links_below_a_prefix_have_it(
     assert links["next"] == f"{root}?page=2&page_size=2"
 
 
+def test_unit_is_sound_and_confined(tmp_path):
+    """Of systemd's ten points of exposure it has no more than three."""
+    unit = tmp_path / "jobs.service"
+    unit.write_text(block("ini", "[Service]").replace("/srv/jobs", str(ROOT)))
+    command = [find_program("systemd-analyze"), "--no-pager"]
+    verified = subprocess.run(
+        [*command, "verify", unit],
+        stderr=subprocess.STDOUT,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert "jobs.service" not in verified.stdout
+    security = ["security", "--offline=true", "--threshold=30", unit]
+    assert subprocess.run([*command, *security]).returncode == 0
+
+
 def files_in_image():
     """What the Dockerfile copies, where the last rule that fits a name decides."""
     ignored = (ROOT / ".dockerignore").read_text().split()
@@ -179,3 +196,14 @@ def test_image_has_what_runs_and_nothing_else(checkout):
     [command] = re.findall("^CMD (.*)", (ROOT / "Dockerfile").read_text(), re.MULTILINE)
     assert run_in(checkout, *json.loads(command), "--check-config") == 0
     assert run_in(checkout, "flask", "demo") == 0
+
+
+@pytest.mark.parametrize("broken", ["app.py", "models.py", "gunicorn.conf.py"])
+def test_unit_does_not_reload_what_cannot_be_loaded(checkout, broken):
+    """With systemd, the first of its two commands must succeed."""
+    check, _ = re.findall("^ExecReload=(.*)", block("ini", "[Service]"), re.MULTILINE)
+    command = shlex.split(check.removeprefix("/srv/jobs/.venv/bin/"))
+    assert run_in(checkout, *command) == 0
+    with (checkout / broken).open("a") as file:
+        file.write("import nothing")
+    assert run_in(checkout, *command) != 0
