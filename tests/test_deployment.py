@@ -6,6 +6,7 @@ import re
 import shlex
 import shutil
 import signal
+import socket
 import ssl
 import subprocess
 import sys
@@ -207,3 +208,35 @@ def test_unit_does_not_reload_what_cannot_be_loaded(checkout, broken):
     with (checkout / broken).open("a") as file:
         file.write("import nothing")
     assert run_in(checkout, *command) != 0
+
+
+@sqlite_only
+def test_access_log_tells_the_caller_s_address_and_the_time(start_server):
+    """Behind a proxy that is trusted."""
+    [options] = re.findall(r"^gunicorn (.*) wsgi:app$", README, re.MULTILINE)
+    server = start_server(*shlex.split(options), TRUSTED_PROXIES="1")
+    headers = {"X-Forwarded-For": "198.51.100.9, 203.0.113.7"}
+    assert server.get("/api/jobs?page=1", headers).status == 401
+    line = r'^203\.0\.113\.7 "GET /api/jobs\?page=1 HTTP/1\.1" 401 \d+ \d+ms$'
+    wait_until(lambda: re.search(line, server.log(), re.MULTILINE))
+
+
+@sqlite_only
+def test_probes_tell_a_service_from_its_database(start_server):
+    """The one for readiness under any host, as load balancers ask by address."""
+    url = f"postgresql://jobs@127.0.0.1:{free_port()}/jobs"
+    server = start_server(DATABASE_URL=url, **BEHIND)
+    assert server.get("/health_check", {"Host": "10.0.0.1"}).status == 503
+    assert server.get("/api/openapi.json", {"Host": HOST}).status == 200
+
+
+@sqlite_only
+def test_statsd_hears_of_requests(start_server):
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as statsd:
+        statsd.bind(("127.0.0.1", 0))
+        statsd.settimeout(30)
+        start_server("--statsd-host", f"127.0.0.1:{statsd.getsockname()[1]}")
+        heard = b""
+        for name in (b"requests", b"request.status.200", b"request.duration"):
+            while b"gunicorn." + name not in heard:
+                heard += statsd.recv(65536)
