@@ -210,6 +210,31 @@ def test_unit_does_not_reload_what_cannot_be_loaded(checkout, broken):
     assert run_in(checkout, *command) != 0
 
 
+# In one piece, though others write too.
+TELL_TALE = r"""
+import os
+os.write(2, f"{os.getpid()} runs {__name__}\n".encode())
+"""
+
+
+@sqlite_only
+def test_reload_loads_every_module_anew(start_server, checkout, monkeypatch):
+    """So that what was pulled is what runs."""
+    monkeypatch.setattr("conftest.ROOT", checkout)
+    server = start_server()
+    before = server.workers()
+    modules = [path for path in checkout.glob("*.py") if path.stem.isidentifier()]
+    for module in modules:
+        with module.open("a") as file:
+            file.write(TELL_TALE)
+    server.process.send_signal(signal.SIGHUP)
+    wait_until(lambda: len(server.workers()) == 1 and server.workers() != before)
+    [worker] = server.workers()
+    wait_until(lambda: f"{worker} runs wsgi" in server.log())
+    names = {*re.findall(rf"^{worker} runs (\w+)$", server.log(), re.MULTILINE)}
+    assert names == {module.stem for module in modules}
+
+
 @sqlite_only
 def test_access_log_tells_the_caller_s_address_and_the_time(start_server):
     """Behind a proxy that is trusted."""
@@ -240,3 +265,33 @@ def test_statsd_hears_of_requests(start_server):
         for name in (b"requests", b"request.status.200", b"request.duration"):
             while b"gunicorn." + name not in heard:
                 heard += statsd.recv(65536)
+
+
+@sqlite_only
+def test_copy_of_sqlite_can_be_put_back(
+    start_server, seed, tmp_path, flask, import_state
+):
+    """Though it was made while the service ran, which then ended in a power cut."""
+    commands = re.findall(r"^# (sqlite3|rm|install) (.*)", README, re.MULTILINE)
+
+    def run(name):
+        [line] = [rest for command, rest in commands if command == name]
+        line = line.replace("/var/lib/jobs", str(tmp_path))
+        line = line.replace("/root", f"{tmp_path}/copies").replace(
+            "-o jobs -g jobs", ""
+        )
+        subprocess.run([find_program(name), *shlex.split(line)], check=True)
+
+    (tmp_path / "copies").mkdir()
+    server = start_server()
+    headers = seed.bearer | {"Host": HOST}
+    before = server.get("/api/jobs", headers).body
+    assert json.loads(before)["meta"]["total_entries"] == 3
+    run("sqlite3")
+    import_state(seed.state | {"workflows": []})
+    assert json.loads(server.get("/api/jobs", headers).body)["data"] == []
+    for pid in (server.process.pid, *server.workers()):
+        os.kill(pid, signal.SIGKILL)
+    run("rm")
+    run("install")
+    assert start_server().get("/api/jobs", headers).body == before
