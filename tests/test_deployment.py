@@ -15,7 +15,8 @@ from fnmatch import fnmatch
 from http.client import HTTPSConnection
 
 import pytest
-from conftest import ROOT, RUN, free_port, sqlite_only, wait_until
+from conftest import ROOT, RUN, free_port, postgresql_only, sqlite_only, wait_until
+from sqlalchemy import make_url
 from test_headers import FORWARDED
 from test_readme import README, block, find_program
 from test_server import Load
@@ -295,3 +296,35 @@ def test_copy_of_sqlite_can_be_put_back(
     run("rm")
     run("install")
     assert start_server().get("/api/jobs", headers).body == before
+
+
+@pytest.fixture
+def limited_url(execute, database_url):
+    """A function that gives the URL of a new role that may connect so many times."""
+    made = []
+
+    def make(limit):
+        made.append(f"limited_{limit}_{RUN}")
+        execute(
+            f"CREATE ROLE {made[-1]} LOGIN PASSWORD 'secret' CONNECTION LIMIT {limit};"
+            f"GRANT USAGE ON SCHEMA public TO {made[-1]};"
+            f"GRANT SELECT ON ALL TABLES IN SCHEMA public TO {made[-1]}"
+        )
+        url = make_url(database_url).set(username=made[-1], password="secret")
+        return url.render_as_string(hide_password=False)
+
+    yield make
+    for role in made:
+        execute(f"DROP OWNED BY {role}; DROP ROLE {role}")
+
+
+@postgresql_only
+@pytest.mark.parametrize(("limit", "statuses"), [(16, {200}), (1, {200, 503})])
+def test_role_needs_eight_connections_a_worker(
+    app, seed, limited_url, start_server, limit, statuses
+):
+    server = start_server("--workers", "2", DATABASE_URL=limited_url(limit))
+    with Load(server, ["/api/jobs"], seed.bearer, clients=32) as load:
+        load.wait_for(300)
+    assert {answer.status for answer in load.answers} == statuses
+    assert load.cut == []
