@@ -190,6 +190,13 @@ def start_import(database_url, tmp_path):
             process.stdout.close()
 
 
+def open_files(process):
+    """The files that a process has open, but for those that it closes meanwhile."""
+    for link in glob(f"/proc/{process.pid}/fd/*"):
+        with suppress(FileNotFoundError):
+            yield os.readlink(link)
+
+
 @pytest.fixture
 def import_locks(database_url, request):
     """A function that says how many imports hold the write lock, and how many wait."""
@@ -197,9 +204,7 @@ def import_locks(database_url, request):
         path = make_url(database_url).database
 
         def look(process):
-            has_opened = path in map(
-                os.path.realpath, glob(f"/proc/{process.pid}/fd/*")
-            )
+            has_opened = path in open_files(process)
             with closing(sqlite3.connect(path, timeout=0)) as connection:
                 try:
                     connection.execute("BEGIN IMMEDIATE")
@@ -264,14 +269,14 @@ def test_import_killed_while_it_writes_changes_nothing(
     start_import, import_state, rewrite, import_locks
 ):
     for _ in range(10):
-        process, is_writing = start_import(rewrite.after), 0
-        while process.poll() is None and not is_writing:
-            is_writing, _ = import_locks(process)
+        process = start_import(rewrite.after)
+        wait_until(lambda p=process: import_locks(p)[0] or p.poll() is not None)
         process.send_signal(signal.SIGSTOP)
-        # Stopped with the lock in its hands, or a moment too late: then once more.
         is_writing, _ = import_locks(process)
         said = kill(process)
-        if is_writing:
+        wait_until(lambda p=process: not import_locks(p)[0])
+        # Killed with the lock in its hands, or as it let go of it: then once more.
+        if is_writing and rewrite.look() != NEW:
             break
         import_state(rewrite.before)
     assert (is_writing, said, rewrite.look()) == (1, "", OLD)
