@@ -36,6 +36,9 @@ SERVER = os.environ.get(
 # A name that all processes of a run have in their environment, and in what they make.
 RUN = os.environ.setdefault("JOBS_TEST_RUN", f"jobs_test_{uuid4().hex[:12]}")
 
+# How many seconds to wait for what comes at once, unless the machine is busy.
+PATIENCE = 90
+
 # For what is the same on both databases, or is of one alone.
 sqlite_only, postgresql_only = (
     pytest.mark.parametrize("database_url", [kind], indirect=True)
@@ -295,7 +298,7 @@ def paths(seed):
     ]
 
 
-def wait_until(condition, seconds=30):
+def wait_until(condition, seconds=PATIENCE):
     """Poll a condition; a connection that is refused or cut counts as not yet."""
     end = time.monotonic() + seconds
     while time.monotonic() < end:
@@ -341,7 +344,7 @@ class Server:
 
         def is_listening():
             assert self.process.poll() is None, self.log()
-            return re.search(r"Listening at: http://127.0.0.1:(\d+)", self.log())
+            return re.search(r"Listening at: http://127.0.0.1:(\d+) ", self.log())
 
         wait_until(is_listening)
         self.port = int(is_listening()[1])
@@ -349,7 +352,7 @@ class Server:
 
     def get(self, path, headers=None, method="GET"):
         """The answer on a connection of its own, with its ``body`` read."""
-        connection = HTTPConnection("127.0.0.1", self.port, timeout=30)
+        connection = HTTPConnection("127.0.0.1", self.port, timeout=PATIENCE)
         with closing(connection):
             connection.request(method, path, headers=headers or {})
             response = connection.getresponse()
@@ -358,7 +361,7 @@ class Server:
 
     def connect(self):
         """A connection of its own."""
-        return socket.create_connection(("127.0.0.1", self.port), timeout=15)
+        return socket.create_connection(("127.0.0.1", self.port), timeout=PATIENCE)
 
     def send(self, request):
         """All that the server answers to raw bytes, until it closes the connection."""

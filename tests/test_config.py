@@ -4,17 +4,15 @@ import os
 import re
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
+from conftest import PATIENCE, ROOT
 from flask import Flask
 
 from app import create_app
 from config import Settings
 
 DEFAULTS = Settings().load({})
-
-ROOT = Path(__file__).parent.parent
 
 WRONG = [
     ("MAX_PAGE_SIZE", "0"),
@@ -112,7 +110,7 @@ def test_wrong_value_ends_flask_and_gunicorn(command, name, value):
         env=environment(**{name: value}),
         capture_output=True,
         text=True,
-        timeout=30,
+        timeout=PATIENCE,
     )
     assert done.returncode != 0
     lines = [line for line in done.stderr.splitlines() if "[INFO]" not in line]

@@ -17,7 +17,7 @@ from uuid import uuid4
 
 import psycopg
 import pytest
-from conftest import ROOT, free_port, postgresql_only, sqlite_only, wait_until
+from conftest import PATIENCE, ROOT, free_port, postgresql_only, sqlite_only, wait_until
 from sqlalchemy import event, make_url
 from test_server import Load
 
@@ -314,9 +314,10 @@ def test_readers_see_one_state_while_imports_write(
     paths = ["/api/jobs?page_size=100", "/api/jobs?page_size=100&page=1"]
     with Load(server, paths, bearer("you@example.org")) as load:
         for _ in range(3):
-            import_state(large)
-            import_state(small)
-        load.wait_for(10)
+            for state in (large, small):
+                import_state(state)
+                # More than there are clients, so that some began after the import.
+                load.wait_for(10)
     assert load.cut == []
     assert {answer.status for answer in load.answers} == {200}
     totals = set()
@@ -335,9 +336,10 @@ def test_last_pages_are_of_one_state_too(start_server, import_state, new_state, 
     paths = ["/api/jobs?page_size=10&page=2"]
     with Load(server, paths, bearer("you@example.org")) as load:
         for _ in range(3):
-            import_state(large)
-            import_state(small)
-        load.wait_for(10)
+            for state in (large, small):
+                import_state(state)
+                # More than there are clients, so that some began after the import.
+                load.wait_for(10)
     sizes = {
         (answer["meta"]["total_entries"], len(answer["data"]))
         for answer in (json.loads(one.body) for one in load.answers)
@@ -352,7 +354,7 @@ def test_two_imports_follow_each_other(
     second["id"] = first["id"]
     import_state(new_state(jobs=0) | {"id": first["id"]}, "you@example.org")
     processes = [start_import(state) for state in (first, second)]
-    outputs = [process.communicate(timeout=60)[0] for process in processes]
+    outputs = [process.communicate(timeout=PATIENCE)[0] for process in processes]
     assert [process.returncode for process in processes] == [0, 0], outputs
     answer = client.get("/api/jobs", headers=bearer("you@example.org")).json
     total = answer["meta"]["total_entries"]

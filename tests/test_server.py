@@ -10,7 +10,7 @@ from contextlib import ExitStack, closing, suppress
 from http.client import HTTPConnection, HTTPException
 from typing import NamedTuple
 
-from conftest import sqlite_only, wait_until
+from conftest import PATIENCE, sqlite_only, wait_until
 
 
 class Answer(NamedTuple):
@@ -269,7 +269,8 @@ def test_answers_that_nobody_reads_hold_nobody_up(
 @sqlite_only
 def test_body_that_nobody_reads_costs_no_answer(start_server):
     server = start_server()
-    with closing(HTTPConnection("127.0.0.1", server.port, timeout=10)) as connection:
+    connection = HTTPConnection("127.0.0.1", server.port, timeout=PATIENCE)
+    with closing(connection):
         connection.request("POST", "/api/jobs", body=b"x" * 5_000_000)
         assert connection.getresponse().status == 405
 
