@@ -1,3 +1,4 @@
+import copy
 import json
 import os
 import re
@@ -7,27 +8,27 @@ import subprocess
 import sys
 import time
 from contextlib import closing, contextmanager, suppress
+from functools import partial
 from http.client import HTTPConnection, HTTPException
 from pathlib import Path
 from random import randrange
-from shutil import rmtree
+from shutil import copyfile, rmtree
 from tempfile import gettempdir
 from types import SimpleNamespace
 from uuid import uuid4
 
 import psycopg
 import pytest
-from hypothesis.configuration import set_hypothesis_home_dir
-from sqlalchemy import make_url, update
+from sqlalchemy import insert, make_url, update
 
 from app import create_app
-from database import db
+from database import db, writing
 from models import Job, Project, ProjectUser, User, UserToken, Workflow
 
 ROOT = Path(__file__).parent.parent
 
-# Its tables of characters take seconds to make, and would lie in the checkout.
-set_hypothesis_home_dir(Path(gettempdir(), "hypothesis"))
+# Hypothesis makes tables of characters for seconds, and would in the checkout.
+os.environ["HYPOTHESIS_STORAGE_DIRECTORY"] = f"{gettempdir()}/hypothesis"
 
 SERVER = os.environ.get(
     "TEST_DATABASE_URL", "postgresql://postgres@127.0.0.1:5432/postgres"
@@ -131,20 +132,39 @@ def own_tables(execute):
     execute(DROP_TABLES)
 
 
+def run_command(app, *args, **options):
+    """Run a ``flask`` command that must succeed, and give what it prints."""
+    result = app.test_cli_runner().invoke(args=args, **options)
+    assert result.exit_code == 0, result.output
+    return result.stdout
+
+
+@pytest.fixture(scope="session")
+def sqlite_tables(tmp_path_factory):
+    """A file of SQLite's with empty tables, to copy: to make them takes longer."""
+    path = tmp_path_factory.mktemp("tables") / "jobs.db"
+    run_command(create_app({"DATABASE_URL": f"sqlite:///{path}"}), "init-db")
+    return path
+
+
 @pytest.fixture(params=["sqlite", "postgresql"])
 def database_url(request, tmp_path):
     """A database without rows, once of each kind; without tables unless for ``app``."""
+    needs_tables = "app" in request.fixturenames
     if request.param == "sqlite":
-        return f"sqlite:///{tmp_path}/jobs.db"
-    execute = request.getfixturevalue("execute")
-    tables = execute("SELECT tablename FROM pg_tables WHERE schemaname = 'public'")
-    if "app" in request.fixturenames and {*db.metadata.tables} == {
-        t for (t,) in tables
-    }:
+        path = tmp_path / "jobs.db"
+        if needs_tables:
+            copyfile(request.getfixturevalue("sqlite_tables"), path)
+        return f"sqlite:///{path}"
+    url, execute = map(request.getfixturevalue, ("postgresql_url", "execute"))
+    found = execute("SELECT tablename FROM pg_tables WHERE schemaname = 'public'")
+    if needs_tables and {name for (name,) in found} == {*db.metadata.tables}:
         execute("DELETE FROM users; DELETE FROM projects")
     else:
         execute(DROP_TABLES)
-    return request.getfixturevalue("postgresql_url")
+        if needs_tables:
+            run_command(create_app({"DATABASE_URL": url}), "init-db")
+    return url
 
 
 @pytest.fixture
@@ -171,7 +191,6 @@ def empty_app(make_app):
 @pytest.fixture
 def app(empty_app):
     """The service on a database whose tables are empty."""
-    empty_app.test_cli_runner().invoke(args=["init-db"])
     return empty_app
 
 
@@ -188,15 +207,9 @@ def runner(app):
 
 
 @pytest.fixture
-def flask(runner):
+def flask(app):
     """A function that runs a command that must succeed, and gives what it prints."""
-
-    def run(*args, **options):
-        result = runner.invoke(args=args, **options)
-        assert result.exit_code == 0, result.output
-        return result.stdout
-
-    return run
+    return partial(run_command, app)
 
 
 @pytest.fixture
@@ -249,7 +262,7 @@ def dump(app):
     return run
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def new_state():
     """A function that makes the state of a new project, two jobs a workflow."""
 
@@ -268,15 +281,26 @@ def new_state():
     return make
 
 
-@pytest.fixture
-def seed(new_state, import_state, bearer):
-    """Two projects; the bearer is a member of the first alone."""
+@pytest.fixture(scope="session")
+def seeded(sqlite_tables, new_state):
+    """The rows of ``seed`` by table, as the commands made them once, and its names."""
+    path = sqlite_tables.with_name("seeded.db")
+    copyfile(sqlite_tables, path)
+    app = create_app({"DATABASE_URL": f"sqlite:///{path}"})
     ours, theirs = new_state(), new_state()
-    import_state(ours, "you@example.org")
-    import_state(theirs, "they@example.org")
+    for state, email in (ours, "you@example.org"), (theirs, "they@example.org"):
+        command = ["import-project", "-", "--member", email]
+        run_command(app, *command, input=json.dumps(state))
+    token = run_command(app, "create-token", "you@example.org").strip()
+    with app.app_context():
+        rows = {
+            table: db.session.execute(db.select(table)).mappings().all()
+            for table in db.metadata.sorted_tables
+        }
+        db.engine.dispose()
     job_ids = [job["id"] for workflow in ours["workflows"] for job in workflow["jobs"]]
-    return SimpleNamespace(
-        bearer=bearer("you@example.org"),
+    names = SimpleNamespace(
+        bearer={"Authorization": f"Bearer {token}"},
         state=ours,
         project_id=ours["id"],
         workflow_id=ours["workflows"][0]["id"],
@@ -284,6 +308,17 @@ def seed(new_state, import_state, bearer):
         foreign_project_id=theirs["id"],
         foreign_job_id=theirs["workflows"][0]["jobs"][0]["id"],
     )
+    return rows, names
+
+
+@pytest.fixture
+def seed(app, seeded):
+    """Two projects; the bearer is a member of the first alone."""
+    rows, names = seeded
+    with app.app_context(), writing():
+        for table in rows:
+            db.session.execute(insert(table), rows[table])
+    return copy.deepcopy(names)
 
 
 @pytest.fixture

@@ -182,28 +182,25 @@ SCHEDULED = {"scheduled_deletion": datetime(2999, 1, 1)}
     ],
 )
 def test_access(
-    app, client, new_state, import_state, bearer, set_columns,
+    app, client, seed, new_state, import_state, set_columns,
     role, support, project, allowed,
 ):  # fmt: skip
     """One rule for the list of all, the list of one project and the single job."""
     state = new_state(jobs=1)
     job_id = state["workflows"][0]["jobs"][0]["id"]
-    # A job that they can always access.
-    import_state(new_state(jobs=1), "you@example.org:viewer")
     import_state(state, f"you@example.org:{role or 'none'}")
-    [user] = rows(app, User)
-    set_columns(User, user.id, support_user=support)
+    user_id = rows(app, UserToken)[0].user_id
+    set_columns(User, user_id, support_user=support)
     set_columns(Project, state["id"], **project) if project else None
-    headers = bearer("you@example.org")
-    everything = client.get("/api/jobs", headers=headers).json
+    everything = client.get("/api/jobs", headers=seed.bearer).json
     assert (job_id in [job["id"] for job in everything["data"]]) == allowed
-    assert everything["meta"]["total_entries"] == 1 + allowed
+    assert everything["meta"]["total_entries"] == len(seed.job_ids) + allowed
     for path in (
         f"/api/jobs?project_id={state['id']}",
         f"/api/projects/{state['id']}/jobs",
         f"/api/jobs/{job_id}",
         f"/api/projects/{state['id']}/jobs/{job_id}",
     ):
-        assert client.get(path, headers=headers).status_code == (
+        assert client.get(path, headers=seed.bearer).status_code == (
             200 if allowed else 403
         )

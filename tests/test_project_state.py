@@ -459,12 +459,12 @@ def test_file_may_have_more_jobs_than_a_statement_has_parameters(
             db.engine,
             "connect",
             lambda connection, _: connection.setlimit(
-                sqlite3.SQLITE_LIMIT_VARIABLE_NUMBER, 1500
+                sqlite3.SQLITE_LIMIT_VARIABLE_NUMBER, 200
             ),
         )
-    state = new_state(jobs=2000)
-    assert "2000 jobs created" in import_state(state)
-    assert "2000 jobs unchanged" in import_state(state)
+    state = new_state(jobs=300)
+    assert "300 jobs created" in import_state(state)
+    assert "300 jobs unchanged" in import_state(state)
 
 
 def test_real_file_is_walked_from_import_to_curl(flask, client, bearer, dump):
