@@ -4,6 +4,7 @@ import os
 import re
 import signal
 import socket
+import sqlite3
 import subprocess
 import sys
 import time
@@ -47,6 +48,14 @@ sqlite_only, postgresql_only = (
 )
 
 
+def served(workers):
+    """For tests that share a server on SQLite, one a module, and leave it well."""
+    server = pytest.mark.parametrize("shared_server", [workers], indirect=True)
+    database = pytest.mark.parametrize("database_url", ["served"], indirect=True)
+    # Two marks: one would take the server's scope from that of the database.
+    return lambda test: server(database(test))
+
+
 def pytest_xdist_auto_num_workers(config):
     """Two processes a core, since many tests wait; on one core none beside pytest."""
     cores = os.cpu_count()
@@ -56,6 +65,11 @@ def pytest_xdist_auto_num_workers(config):
 def pytest_configure(config):
     """Have fixtures clean up after SIGTERM as they do after Ctrl-C."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)
+
+
+def pytest_collection_modifyitems(items):
+    """Begin with those that share a server, so that they stay in one process."""
+    items.sort(key=lambda item: "shared_server" not in item.fixturenames)
 
 
 def pytest_unconfigure(config):
@@ -122,6 +136,7 @@ def execute(postgresql_url):
 
 
 DROP_TABLES = "DROP SCHEMA public CASCADE; CREATE SCHEMA public"
+DELETE_ROWS = "DELETE FROM users; DELETE FROM projects"
 
 
 @pytest.fixture
@@ -150,6 +165,11 @@ def sqlite_tables(tmp_path_factory):
 @pytest.fixture(params=["sqlite", "postgresql"])
 def database_url(request, tmp_path):
     """A database without rows, once of each kind; without tables unless for ``app``."""
+    if request.param == "served":
+        url = request.getfixturevalue("shared_server").database_url
+        with closing(sqlite3.connect(make_url(url).database)) as connection:
+            connection.executescript(f"PRAGMA foreign_keys = ON; {DELETE_ROWS}")
+        return url
     needs_tables = "app" in request.fixturenames
     if request.param == "sqlite":
         path = tmp_path / "jobs.db"
@@ -159,7 +179,7 @@ def database_url(request, tmp_path):
     url, execute = map(request.getfixturevalue, ("postgresql_url", "execute"))
     found = execute("SELECT tablename FROM pg_tables WHERE schemaname = 'public'")
     if needs_tables and {name for (name,) in found} == {*db.metadata.tables}:
-        execute("DELETE FROM users; DELETE FROM projects")
+        execute(DELETE_ROWS)
     else:
         execute(DROP_TABLES)
         if needs_tables:
@@ -357,7 +377,7 @@ class Server:
     """A gunicorn of its own, on a free port of 127.0.0.1, as the project serves it."""
 
     def __init__(self, database_url, log_path, *options, **variables):
-        self.log_path = log_path
+        self.database_url, self.log_path, self.log_start = database_url, log_path, 0
         # As in production: what the tests run under must not leak in.
         variables = {
             "DATABASE_URL": database_url,
@@ -414,8 +434,8 @@ class Server:
         ]
 
     def log(self):
-        """What it has logged so far."""
-        return self.log_path.read_text()
+        """What it has logged since its start, or since the start of the test."""
+        return self.log_path.read_bytes()[self.log_start :].decode()
 
     def stop(self):
         """End it as an operator does; it must go in good time."""
@@ -441,3 +461,26 @@ def start_server(database_url, tmp_path):
     yield start
     for server in servers:
         server.stop()
+
+
+@pytest.fixture(scope="module")
+def shared_server(request, tmp_path_factory, sqlite_tables):
+    """The server of a module's tests that are ``served`` by so many workers."""
+    folder = tmp_path_factory.mktemp("served")
+    copyfile(sqlite_tables, folder / "jobs.db")
+    options = ["--workers", str(request.param), "--keep-alive", "300"]
+    url, log = f"sqlite:///{folder}/jobs.db", folder / "gunicorn.log"
+    server = Server(url, log, *options, "--access-logfile", "-")
+    try:
+        server.wait_until_it_answers()
+        yield server
+    finally:
+        server.stop()
+
+
+@pytest.fixture
+def server(shared_server, database_url):
+    """The server that the tests of a module share, each with a log of its own."""
+    shared_server.log_start = shared_server.log_path.stat().st_size
+    yield shared_server
+    assert shared_server.get("/health_check").status == 200
