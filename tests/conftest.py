@@ -8,7 +8,7 @@ import sqlite3
 import subprocess
 import sys
 import time
-from contextlib import closing, contextmanager, suppress
+from contextlib import ExitStack, closing, contextmanager, suppress
 from functools import partial
 from http.client import HTTPConnection, HTTPException
 from pathlib import Path
@@ -446,21 +446,29 @@ class Server:
             self.process.kill()
 
 
+@contextmanager
+def running_server(database_url, log_path, *options, **variables):
+    """A server that answers, and is stopped in the end."""
+    server = Server(database_url, log_path, *options, **variables)
+    try:
+        server.wait_until_it_answers()
+        yield server
+    finally:
+        server.stop()
+
+
 @pytest.fixture
 def start_server(database_url, tmp_path):
     """A function that starts a server, with gunicorn's options and with variables."""
-    servers = []
+    with ExitStack() as servers:
 
-    def start(*options, **variables):
-        log = tmp_path / f"gunicorn-{len(servers)}.log"
-        url = variables.pop("DATABASE_URL", database_url)
-        servers.append(Server(url, log, *options, **variables))
-        servers[-1].wait_until_it_answers()
-        return servers[-1]
+        def start(*options, **variables):
+            log_path = tmp_path / f"gunicorn-{uuid4()}.log"
+            url = variables.pop("DATABASE_URL", database_url)
+            server = running_server(url, log_path, *options, **variables)
+            return servers.enter_context(server)
 
-    yield start
-    for server in servers:
-        server.stop()
+        yield start
 
 
 @pytest.fixture(scope="module")
@@ -468,14 +476,11 @@ def shared_server(request, tmp_path_factory, sqlite_tables):
     """The server of a module's tests that are ``served`` by so many workers."""
     folder = tmp_path_factory.mktemp("served")
     copyfile(sqlite_tables, folder / "jobs.db")
+    url, log_path = f"sqlite:///{folder}/jobs.db", folder / "gunicorn.log"
     options = ["--workers", str(request.param), "--keep-alive", "300"]
-    url, log = f"sqlite:///{folder}/jobs.db", folder / "gunicorn.log"
-    server = Server(url, log, *options, "--access-logfile", "-")
-    try:
-        server.wait_until_it_answers()
+    options += ["--access-logfile", "-"]
+    with running_server(url, log_path, *options) as server:
         yield server
-    finally:
-        server.stop()
 
 
 @pytest.fixture
