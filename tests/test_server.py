@@ -60,14 +60,14 @@ class Load:
         wait_until(lambda: len(self.answers) >= count)
 
 
-def test_workers_connect_after_they_were_forked(start_server, seed, paths):
+@served(workers=2)
+def test_workers_connect_after_they_were_forked(server, seed, paths):
     """And several of them serve at once, with keep-alive or without."""
-    server = start_server("--workers", "2")
     with Load(server, paths, seed.bearer, clients=8) as load:
         load.wait_for(100)
     assert {answer.status for answer in load.answers} == {200}
     assert load.cut == []
-    assert len(server.workers()) == 2
+    wait_until(lambda: len(server.workers()) == 2)
 
 
 @served(workers=2)
