@@ -313,10 +313,11 @@ def seeded(sqlite_tables, new_state):
         run_command(app, *command, input=json.dumps(state))
     token = run_command(app, "create-token", "you@example.org").strip()
     with app.app_context():
-        rows = {
-            table: db.session.execute(db.select(table)).mappings().all()
-            for table in db.metadata.sorted_tables
-        }
+        with db.engine.connect() as connection:
+            rows = {
+                table: connection.execute(db.select(table)).mappings().all()
+                for table in db.metadata.sorted_tables
+            }
         db.engine.dispose()
     job_ids = [job["id"] for workflow in ours["workflows"] for job in workflow["jobs"]]
     names = SimpleNamespace(
