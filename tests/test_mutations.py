@@ -1,15 +1,16 @@
-"""State files that went wrong somewhere: a line a fault, never a traceback."""
+"""Files that went wrong somewhere: a line a fault, never a traceback."""
 
 import copy
 import json
 import os
 
-from conftest import sqlite_only
+import pytest
+from conftest import ROOT, sqlite_only
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-# Some hundreds by default; MUTATIONS=10000 for a long run.
-EXAMPLES = int(os.environ.get("MUTATIONS", "200"))
+# A hundred of each file by default; MUTATIONS=10000 for a long run.
+EXAMPLES = int(os.environ.get("MUTATIONS", "100"))
 
 values = st.recursive(
     st.none()
@@ -63,10 +64,23 @@ def mutations(draw, state):
     return content
 
 
+@pytest.fixture(params=["state file", "project file in JSON", "project file in YAML"])
+def file(request, new_state):
+    """A file as Python values, and what its text begins with."""
+    if request.param == "state file":
+        options = {"allow_support_access": False, "scheduled_deletion": None}
+        return new_state(jobs=3, **options), b""
+    project = ROOT / "tests/project_files/plain-project.json"
+    # JSON is YAML, and is read as such behind a comment.
+    start = b"# YAML\n" if request.param.endswith("YAML") else b""
+    return json.loads(project.read_text()), start
+
+
 @sqlite_only
-def test_mutated_state_is_taken_or_refused_whole(runner, new_state, import_state, dump):
-    state = new_state(jobs=3, allow_support_access=False, scheduled_deletion=None)
-    import_state(state)
+def test_mutated_file_is_taken_or_refused_whole(runner, dump, file):
+    project, start = file
+    command = ["import-project", "-", "--member", "you@example.org"]
+    assert runner.invoke(args=command, input=json.dumps(project)).exit_code == 0
     before = dump()
 
     @settings(
@@ -75,10 +89,10 @@ def test_mutated_state_is_taken_or_refused_whole(runner, new_state, import_state
         database=None,
         suppress_health_check=list(HealthCheck),
     )
-    @given(mutations(state))
+    @given(mutations(project))
     def check(content):
         nonlocal before
-        result = runner.invoke(args=["import-project", "-"], input=content)
+        result = runner.invoke(args=command, input=start + content)
         after = dump()
         if result.exit_code == 0:
             assert result.stderr == "" and result.stdout.startswith("Project ")
