@@ -4,25 +4,31 @@ import re
 from collections.abc import Iterable, Mapping
 from datetime import datetime
 from functools import cache
-from typing import Any, NamedTuple
+from typing import Any, TypeGuard
 
 from marshmallow import Schema, ValidationError, fields, validate
 from werkzeug.datastructures import MultiDict
 
 MAX_PAGE = 2**31 - 1
 DEFAULT_PAGE_SIZE = 10
+UUID = re.compile("[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.ASCII | re.I)
 
-Row = Mapping[str, Any]
+# By the names of columns, as SQLAlchemy's RowMapping has it.
+Row = Mapping[Any, Any]
+
+
+def is_id(value: Any) -> TypeGuard[str]:
+    """Whether a value is a UUID in its 36-character form, in either case."""
+    return isinstance(value, str) and UUID.fullmatch(value) is not None
 
 
 class Id(fields.Field[str]):
     """A UUID in its 36-character form, either case; lower case once it is loaded."""
 
     default_error_messages = {"invalid": "Not a valid UUID."}
-    form = re.compile("[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.ASCII | re.I)
 
     def _deserialize(self, value: Any, *args: Any, **kwargs: Any) -> str:
-        if not isinstance(value, str) or not self.form.fullmatch(value):
+        if not is_id(value):
             raise self.make_error("invalid")
         return value.lower()
 
@@ -52,8 +58,8 @@ class WholeNumber(fields.Field[int]):
 class Time(fields.NaiveDateTime):
     """A naive UTC time; as text in ISO 8601, with six digits and ``Z`` when dumped."""
 
-    def _serialize(self, value: datetime, *args: Any, **kwargs: Any) -> str:
-        return value.isoformat("T", "microseconds") + "Z"
+    def _serialize(self, value: datetime | None, *args: Any, **kwargs: Any) -> Any:
+        return value and value.isoformat("T", "microseconds") + "Z"
 
     def _deserialize(self, value: Any, *args: Any, **kwargs: Any) -> datetime:
         try:
@@ -86,17 +92,16 @@ class JobAttributes(Schema):
     body = fields.String()
 
 
-path_id = Id(allow_none=True)
 job_attributes, list_attributes = JobAttributes(), JobAttributes(exclude=["body"])
 
 
 def check_arguments(schema: Schema, arguments: MultiDict[str, str]) -> dict[str, Any]:
     """The arguments of a request; ValidationError names each one that is at fault."""
-    faults = {}
+    loaded, faults = {}, {}
     try:
         loaded = schema.load(arguments.to_dict())
     except ValidationError as error:
-        faults = error.normalized_messages()
+        faults = error.messages_dict
     for name, values in arguments.lists():
         if len(values) > 1:
             faults[name] = ["must be given once."]
@@ -105,41 +110,37 @@ def check_arguments(schema: Schema, arguments: MultiDict[str, str]) -> dict[str,
     return loaded
 
 
-class Page(NamedTuple):
-    """A page of a list: the request that asked for it, and where it stands."""
+def list_meta(page: int, page_size: int, total: int) -> dict[str, int]:
+    """The numbers of a page and of its list, which has one page at least."""
+    return {
+        "page_number": page,
+        "page_size": page_size,
+        "total_entries": total,
+        "total_pages": max(1, -(-total // page_size)),
+    }
 
-    url: str
-    arguments: Mapping[str, Any]
-    number: int
-    size: int
-    total: int
 
-    def meta(self) -> dict[str, int]:
-        """The numbers of the page and of its list, which has one page at least."""
-        return {
-            "page_number": self.number,
-            "page_size": self.size,
-            "total_entries": self.total,
-            "total_pages": max(1, -(-self.total // self.size)),
-        }
+def list_links(
+    url: str, arguments: Mapping[str, Any], page: int, last: int
+) -> dict[str, str | None]:
+    """The URLs of a page and of the others, with the request's own arguments."""
+    return {
+        "self": with_query(url, arguments),
+        "first": with_query(url, arguments, page=1),
+        "last": with_query(url, arguments, page=last),
+        "next": with_query(url, arguments, page=page + 1) if page < last else None,
+        "prev": (
+            with_query(url, arguments, page=min(page - 1, last)) if page > 1 else None
+        ),
+    }
 
-    def links(self) -> dict[str, str | None]:
-        """The URLs of the page and of the others, with the request's own arguments."""
-        number, last = self.number, self.meta()["total_pages"]
-        return {
-            "self": self.link(),
-            "first": self.link(page=1),
-            "last": self.link(page=last),
-            "next": self.link(page=number + 1) if number < last else None,
-            "prev": self.link(page=min(number - 1, last)) if number > 1 else None,
-        }
 
-    def link(self, **page: int) -> str:
-        """The URL of this page or of another; no argument needs to be quoted."""
-        # The first puts the page in front, the last decides.
-        arguments = page | self.arguments | page
-        query = "&".join(f"{name}={value}" for name, value in arguments.items())
-        return f"{self.url}?{query}" if query else self.url
+def with_query(url: str, arguments: Mapping[str, Any], **others: int) -> str:
+    """The URL with the arguments, of which others may take the place."""
+    # Numbers and ids, which need no quotes.
+    pairs = sorted({**arguments, **others}.items())
+    query = "&".join(f"{name}={value}" for name, value in pairs)
+    return f"{url}?{query}" if query else url
 
 
 def link_header(links: Mapping[str, str | None]) -> str:
@@ -148,13 +149,19 @@ def link_header(links: Mapping[str, str | None]) -> str:
     return ", ".join(f'<{links[name]}>; rel="{name}"' for name in relations)
 
 
-def list_document(jobs: Iterable[Row], jobs_url: str, page: Page) -> dict[str, Any]:
+def list_document(
+    jobs: Iterable[Row],
+    jobs_url: str,
+    links: Mapping[str, Any],
+    meta: Mapping[str, Any],
+) -> dict[str, Any]:
     """The answer with one page of jobs."""
     attributes = list_attributes.dump(jobs, many=True)
     data = [
-        job_resource(*pair, jobs_url) for pair in zip(jobs, attributes, strict=True)
+        job_resource(job, its_own, jobs_url)
+        for job, its_own in zip(jobs, attributes, strict=True)
     ]
-    return {"data": data, "included": [], "links": page.links(), "meta": page.meta()}
+    return {"data": data, "included": [], "links": links, "meta": meta}
 
 
 def job_document(job: Row, jobs_url: str) -> dict[str, Any]:
@@ -175,7 +182,7 @@ def job_document(job: Row, jobs_url: str) -> dict[str, Any]:
     return {"data": resource, "included": included, "links": resource["links"]}
 
 
-def job_resource(job: Row, attributes: dict, jobs_url: str) -> dict[str, Any]:
+def job_resource(job: Row, attributes: Any, jobs_url: str) -> dict[str, Any]:
     """A job with its attributes as a resource object."""
     return {
         "type": "jobs",
