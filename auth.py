@@ -8,15 +8,21 @@ from hashlib import sha256
 from typing import Any
 
 from flask import abort, current_app, g, request
-from sqlalchemy import RowMapping
+from sqlalchemy import Connection, RowMapping
+from werkzeug.datastructures import WWWAuthenticate
 from werkzeug.exceptions import Unauthorized
 
 import models
-from database import db, reading
+from database import Refused, db, reading
 
 
 def create_token(user: models.User) -> tuple[str, models.UserToken]:
-    """A new token of the user's and its row, which keeps the digest alone."""
+    """A new token of the user's and its row, which keeps the digest alone.
+
+    Raises Refused for a disabled user, whose tokens open nothing.
+    """
+    if user.disabled:
+        raise Refused(f"The user {user.email} is disabled.")
     token = secrets.token_urlsafe(32)
     digest = sha256(token.encode()).digest()
     row = models.UserToken(user_id=user.id, context=models.DIGEST, token=digest)
@@ -41,7 +47,7 @@ def token_required(view: Callable[..., Any]) -> Callable[..., Any]:
         with reading() as g.connection:
             caller = g.connection.execute(models.find_caller, values).first()
             if caller is None or is_too_old(caller.inserted_at):
-                raise unauthorized(', error="invalid_token"')
+                raise unauthorized("invalid_token")
             g.user_id = caller.user_id
             return view(**path)
 
@@ -51,16 +57,18 @@ def token_required(view: Callable[..., Any]) -> Callable[..., Any]:
 def bearer_token() -> bytes:
     """The token in the Authorization header as it was sent, or nothing (RFC 6750)."""
     scheme, _, token = request.headers.get("Authorization", "").partition(" ")
+    if scheme.lower() != "bearer":
+        return b""
     # WSGI hands over the bytes of a header as Latin-1; only a test client sends more.
-    token = token.strip(" ").encode("latin-1", "backslashreplace")
-    return token if scheme.lower() == "bearer" else b""
+    return token.strip(" ").encode("latin-1", "backslashreplace")
 
 
-def unauthorized(error: str = "") -> Unauthorized:
+def unauthorized(error: str | None = None) -> Unauthorized:
     """The 401, with a challenge that may tell an error (RFC 6750)."""
-    # Text, since Werkzeug's WWWAuthenticate leaves off the quotes of the realm.
-    challenge = f'Bearer realm="jobs"{error}'
-    return Unauthorized("A valid bearer token is required.", None, [challenge])
+    # As a token, since WWWAuthenticate leaves off the quotes of a parameter's value.
+    told = f', error="{error}"' if error else ""
+    challenge = WWWAuthenticate("bearer", token=f'realm="jobs"{told}')
+    return Unauthorized("A valid bearer token is required.", None, challenge)
 
 
 def is_too_old(inserted_at: datetime) -> bool:
@@ -69,7 +77,7 @@ def is_too_old(inserted_at: datetime) -> bool:
     return max_age is not None and (models.utc_now() - inserted_at).days >= max_age
 
 
-def require_access(project_id: str, is_accessible: bool | None) -> None:
+def require_access(project_id: str | None, is_accessible: bool | None) -> None:
     """Answer 404 where the project does not exist (None), 403 where it is closed."""
     if is_accessible is None:
         abort(404, f"There is no project {project_id}.")
@@ -79,10 +87,11 @@ def require_access(project_id: str, is_accessible: bool | None) -> None:
 
 def require_job(job_id: str, project_id: str | None) -> RowMapping:
     """The job with its body, or the answer 404 or 403, the project's first."""
+    connection: Connection = g.connection
     ids = {"user_id": g.user_id, "job_id": job_id, "project_id": project_id}
     if project_id is not None:
-        require_access(project_id, g.connection.scalar(models.find_project, ids))
-    job = g.connection.execute(models.find_job, ids).mappings().first()
+        require_access(project_id, connection.scalar(models.find_project, ids))
+    job = connection.execute(models.find_job, ids).mappings().first()
     if job is None:
         abort(404, f"There is no job {job_id}.")
     if project_id not in (None, job["project_id"]):

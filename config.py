@@ -35,6 +35,8 @@ class DatabaseUrl(fields.Field[URL]):
         if url.drivername not in ("sqlite", "sqlite+pysqlite"):
             raise self.make_error("driver")
         is_memory = url.query.get("mode") == "memory"
+        if "\0" in str(url.database):
+            raise self.make_error("invalid")
         if not url.database or ":memory:" in url.database or is_memory:
             raise self.make_error("memory")
         return url
@@ -79,8 +81,8 @@ def load_config(config: Mapping[str, Any] | None = None) -> dict[str, Any]:
     given = {name: value for name, value in source.items() if value not in (None, "")}
     try:
         # Both hold other names too: the shell's, or Flask's.
-        settings = Settings().load(given, unknown=EXCLUDE)
+        settings: dict[str, Any] = Settings().load(given, unknown=EXCLUDE)
     except ValidationError as error:
-        name, messages = next(iter(error.normalized_messages().items()))
+        name, messages = next(iter(error.messages_dict.items()))
         raise SystemExit(f"{name} {messages[0]}") from None
     return {**(config or {}), **settings}

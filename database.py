@@ -1,5 +1,8 @@
 """SQLite and PostgreSQL: connecting, reading, writing, and what their errors mean."""
 
+import os
+import re
+import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -7,10 +10,13 @@ from typing import Any
 import psycopg
 from flask import Flask
 from flask_sqlalchemy import SQLAlchemy
+from gevent import Timeout
 from psycopg.conninfo import make_conninfo
-from sqlalchemy import URL, Connection, exc, inspect, text
+from psycopg.pq import PGconn
+from sqlalchemy import URL, Connection, Engine, ExceptionContext, event, exc, inspect
+from sqlalchemy.pool import ConnectionPoolEntry
 
-# The write lock comes before the first read, so that writers follow each other.
+# How to wait for the write lock, and to take it: before the first read of a writer.
 START_WRITING = {
     "sqlite": [
         "PRAGMA busy_timeout = 60000",
@@ -19,12 +25,16 @@ START_WRITING = {
         "BEGIN IMMEDIATE",
     ],
     "postgresql": [
-        "BEGIN READ WRITE",
-        "SET LOCAL statement_timeout = 0",
+        "SET statement_timeout = 0",
+        # Whatever the role's default, or the second of two would not see the first.
+        "BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE",
         # Any number will do that no other program takes: "jobs" in ASCII.
         "SELECT pg_advisory_xact_lock(1785684595)",
     ],
 }
+
+# Of a request, for all that it asks of the database: its answer comes within 10.
+SECONDS_TO_READ = 9
 
 db = SQLAlchemy(
     engine_options={
@@ -40,8 +50,8 @@ db = SQLAlchemy(
 )
 
 
-class ReadOnlyDatabase(Exception):
-    """Says why commands do not write to a database."""
+class Refused(Exception):
+    """Says why a command does nothing."""
 
 
 def init_database(app: Flask) -> None:
@@ -49,12 +59,12 @@ def init_database(app: Flask) -> None:
     url = app.config["DATABASE_URL"]
     try:
         if url.get_backend_name() == "postgresql":
-            # Else libpq would refuse an unknown argument at each request.
-            make_conninfo(**dict.fromkeys(url.query, ""))
-            app.config["SQLALCHEMY_ENGINE_OPTIONS"] = postgresql_options(url)
+            url, options = postgresql_options(url)
         else:
             # Waiting for a lock holds a whole worker, request after request.
-            url = url.set(query={"timeout": "1"} | dict(url.query))
+            url = url.set(query={"timeout": "0.02"} | dict(url.query))
+            options = {"pool_events": [(find_replaced, "checkout")]}
+        app.config["SQLALCHEMY_ENGINE_OPTIONS"] = options
         app.config["SQLALCHEMY_DATABASE_URI"] = url
         db.init_app(app)
     except OSError:
@@ -63,18 +73,28 @@ def init_database(app: Flask) -> None:
         raise SystemExit("DATABASE_URL must have arguments of its driver.") from None
 
 
-def postgresql_options(url: URL) -> dict[str, Any]:
-    """What keeps a server that is slow or gone from holding a request for long."""
+def postgresql_options(url: URL) -> tuple[URL, dict[str, Any]]:
+    """The URL and the options that keep a slow server from holding a request for long.
+
+    What the URL says itself goes before. Raises ValueError for what libpq takes for no
+    value before it connects, and would say at each request.
+    """
+    ours = {"client_encoding": "utf8", "connect_timeout": "3", "keepalives_idle": "30"}
+    url = url.set(query={**ours, "tcp_user_timeout": "5000", **url.query})
+    _, arguments = url.get_dialect()().create_connect_args(url)
+    int(arguments["connect_timeout"])
+    # It looks at the others when it begins to connect: here, to sockets nowhere.
+    nowhere = re.sub("[^,]+", "/nowhere", str(arguments.get("host", "none")))
+    conninfo = make_conninfo(**{**arguments, "host": nowhere, "hostaddr": None})
+    attempt = PGconn.connect_start(conninfo.encode())
+    if re.search(b"^invalid ", attempt.error_message, re.MULTILINE):
+        raise ValueError
     settings = "-c statement_timeout=5s -c default_transaction_read_only=on"
-    return {
+    return url, {
         "pool_events": [(find_closed, "checkout")],
         "connect_args": {
-            "client_encoding": "utf8",
-            "connect_timeout": 3,
-            "keepalives_idle": 30,
             "options": " ".join([settings, *url.normalized_query.get("options", ())]),
             "prepare_threshold": 0,  # at first use: to plan costs more than to run
-            "tcp_user_timeout": 5000,
         },
     }
 
@@ -92,47 +112,85 @@ def find_closed(connection: psycopg.Connection, *_: Any) -> None:
         raise exc.DisconnectionError from error
 
 
+def find_replaced(
+    connection: sqlite3.Connection, entry: ConnectionPoolEntry, _: Any
+) -> None:
+    """Have the pool open the file anew where another took its place, as a backup does.
+
+    To open it for each request instead makes a list take 1.6 times as long.
+    """
+    _, _, path = connection.execute("PRAGMA database_list").fetchone()
+    try:
+        file = os.stat(path)
+    except OSError as error:
+        raise exc.DisconnectionError from error
+    if not os.path.samestat(entry.info.setdefault("file", file), file):
+        raise exc.DisconnectionError
+
+
+@event.listens_for(Engine, "handle_error")
+def replace_outdated(context: ExceptionContext) -> None:
+    """Have the pool replace connections whose statements PostgreSQL no longer runs.
+
+    It refuses those that were prepared before a column changed its type, again and
+    again.
+    """
+    if isinstance(context.original_exception, psycopg.errors.FeatureNotSupported):
+        context.is_disconnect = True
+
+
 @contextmanager
 def reading() -> Iterator[Connection]:
-    """A connection in autocommit, which is not used again after an error.
+    """A connection in autocommit; TimeoutError where the database takes too long.
 
-    PostgreSQL refuses a statement that it prepared before a column changed its type,
-    and would go on doing so on that connection.
+    The server's own limits are none where the server stands still. It is gevent that
+    counts: in commands and under sync workers nobody does.
     """
-    with db.engine.connect() as connection:
+    late = exc.TimeoutError(f"No answer within {SECONDS_TO_READ} seconds.")
+    with Timeout(SECONDS_TO_READ, late), db.engine.connect() as connection:
         try:
             yield connection
-        except exc.DBAPIError:
+        except exc.TimeoutError:
+            # The answer may still come, and would be taken for that of the next.
             connection.invalidate()
             raise
 
 
 @contextmanager
 def writing() -> Iterator[None]:
-    """A transaction of ``db.session`` with the write lock, committed at the end.
-
-    Raises ReadOnlyDatabase for Lightning's, which has Ecto's table of migrations, and
-    for a standby of PostgreSQL's.
-    """
+    """A transaction of ``db.session`` with the write lock, committed at the end."""
     connection = db.session.connection()
     # What is set for writing must not come back to the pool.
     connection.detach()
-    if inspect(connection).has_table("schema_migrations"):
-        raise ReadOnlyDatabase(
-            "The database belongs to Lightning (it has the table schema_migrations), "
-            "and this service only reads it: make the change in Lightning."
-        )
-    is_postgresql = connection.dialect.name == "postgresql"
-    if is_postgresql and connection.scalar(text("SELECT pg_is_in_recovery()")):
-        raise ReadOnlyDatabase(
-            "The database is a standby, which cannot be written to: let DATABASE_URL "
-            "name the primary, or give it the argument target_session_attrs=primary."
-        )
+    wait, *begin = START_WRITING[connection.dialect.name]
+    connection.exec_driver_sql(wait)
+    require_own_primary(connection)
     # In autocommit the drivers begin nothing by themselves; their commit() ends this.
-    for statement in START_WRITING[connection.dialect.name]:
+    for statement in begin:
         connection.exec_driver_sql(statement)
     yield
     db.session.commit()
+    if db.engine.dialect.name == "sqlite":
+        # Or what is beside the file would be taken for that of a file in its place.
+        with db.engine.connect() as other:
+            other.detach()
+            other.exec_driver_sql("PRAGMA wal_checkpoint(TRUNCATE)")
+
+
+def require_own_primary(connection: Connection) -> None:
+    """Refused for Lightning's, which has Ecto's table of migrations, or a standby."""
+    if inspect(connection).has_table("schema_migrations"):
+        raise Refused(
+            "The database belongs to Lightning (it has the table schema_migrations), "
+            "and this service only reads it: make the change in Lightning."
+        )
+    if connection.dialect.name != "postgresql":
+        return
+    if connection.exec_driver_sql("SELECT pg_is_in_recovery()").scalar():
+        raise Refused(
+            "The database is a standby, which cannot be written to: let DATABASE_URL "
+            "name the primary, or give it the argument target_session_attrs=primary."
+        )
 
 
 def lacks_table(error: exc.SQLAlchemyError) -> bool:
@@ -144,20 +202,42 @@ def lacks_table(error: exc.SQLAlchemyError) -> bool:
 
 def is_unavailable(error: exc.SQLAlchemyError) -> bool:
     """Whether asking again may help; else the fault is ours."""
-    if isinstance(error, exc.OperationalError) and not lacks_table(error):
-        # SQLite counts wrong statements among these.
-        return getattr(error.orig, "sqlite_errorname", None) != "SQLITE_ERROR"
-    if isinstance(error, exc.DBAPIError):
-        # 0A000: a column has changed its type, see reading().
-        is_outdated = getattr(error.orig, "sqlstate", None) == "0A000"
-        return is_outdated or error.connection_invalidated or lacks_table(error)
-    # SQLAlchemy's pool says so when a connection broke and the next one too.
-    closed = str(error).startswith("This connection is closed")
-    return isinstance(error, exc.TimeoutError) or closed
+    # No connection was free in time, or there was no answer in time.
+    if isinstance(error, exc.TimeoutError):
+        return True
+    # The pool found a connection closed, and the one that it made in its place.
+    if not isinstance(error, exc.DBAPIError):
+        return str(error).startswith("This connection is closed")
+    # It broke, or was outdated; or there is no table yet.
+    if error.connection_invalidated or lacks_table(error):
+        return True
+    # Away, locked, full …, where SQLite counts wrong statements too; or no database.
+    name = getattr(error.orig, "sqlite_errorname", None)
+    is_away = isinstance(error, exc.OperationalError) and name != "SQLITE_ERROR"
+    return is_away or name in ("SQLITE_CORRUPT", "SQLITE_NOTADB")
 
 
 def reason(error: exc.SQLAlchemyError) -> str:
-    """The database's complaint in one line, with a hint where a table is missing."""
+    """Which database complains of what, and what to do, in a line and no password."""
+    url = db.engine.url
     line = str(getattr(error, "orig", error)).strip().partition("\n")[0]
-    hint = " (run `flask init-db` to create the tables)"
-    return line + hint if lacks_table(error) else line
+    if lacks_table(error):
+        line += " (run `flask init-db` to create the tables)"
+    if url.get_backend_name() == "sqlite":
+        file = str(url.database).removeprefix("file:").partition("?")[0]
+        return f"{file}: {line}{missing_right(file)}"
+    host = f"{url.host or 'localhost'}:{url.port or 5432}"
+    hosts = ", ".join(url.normalized_query.get("host", [host]))
+    return f"{hosts}, {url.database or 'the default database'}: {line}"
+
+
+def missing_right(file: str) -> str:
+    """In brackets, what this process may not do to a SQLite file that it must do."""
+    folder = os.path.dirname(file)
+    if not os.path.isdir(folder):
+        return f" (this user sees no folder {folder})"
+    # A database in WAL mode is read with the files beside it, which a reader writes.
+    for path in (folder, file, f"{file}-wal", f"{file}-shm"):
+        if os.path.exists(path) and not os.access(path, os.R_OK | os.W_OK):
+            return f" ({path} must be readable and writable for this user)"
+    return ""

@@ -45,6 +45,11 @@ WRONG = [
     ("DATABASE_URL", "sqlite:////tmp/x.db?timeout=never"),
     ("DATABASE_URL", "postgresql://h/d?plugin=never"),
     ("DATABASE_URL", "postgresql://h/d?never=1"),
+    ("DATABASE_URL", "postgresql://h/d?sslmode=never"),
+    ("DATABASE_URL", "postgresql://h/d?connect_timeout=never"),
+    ("DATABASE_URL", "postgresql://h:99999/d"),
+    ("DATABASE_URL", "postgresql:///d?host=a:5432&host=b:99999"),
+    ("DATABASE_URL", "sqlite:///a\0b"),
     ("DATABASE_URL", "postgresql://\udcff@h/d"),
     ("DATABASE_URL", "sqlite+aiosqlite:///jobs.db"),
 ]
