@@ -1,34 +1,84 @@
 """How gunicorn serves the application, where that differs from gunicorn's defaults."""
 
-from gevent import monkey
+import logging
+import re
+import resource
+import signal
+import socket
+import subprocess
+import sys
+from typing import Any
 
-# Before the modules below keep a socket, a lock or a way to wait that blocks.
-monkey.patch_all()
+import gevent
 
-import gevent  # noqa: E402
+# In a process of its own: what this one imports, new workers would have from it after
+# HUP, in place of the new code. A wrong configuration ends the start here, once.
+ASK_FOR_PORT = "from wsgi import app; print(app.config['PORT'])"
+try:
+    port = subprocess.check_output([sys.executable, "-c", ASK_FOR_PORT], text=True)
+except subprocess.CalledProcessError as error:
+    sys.exit(error.returncode)
 
-from config import load_config  # noqa: E402
-
-bind = f"127.0.0.1:{load_config()['PORT']}"
+bind = f"127.0.0.1:{port.strip()}"
 
 # A greenlet a connection: who is slow to send, to read or to hang up holds nobody up.
 worker_class = "gevent"
 
+# As many as may be open at once, but for the files of the worker itself.
+worker_connections = max(1, resource.getrlimit(resource.RLIMIT_NOFILE)[0] - 100)
+
 # How many seconds a client may take to send the head of a request.
 keepalive = 5
 
-# A wrong configuration ends the start once, instead of one worker after the other.
-preload_app = True
+# How many milliseconds a client may take none of an answer that is sent to it.
+TIME_TO_TAKE = 5000
 
 # Whoever sits on the machine may send any header: TRUSTED_PROXIES alone decides.
-secure_scheme_headers = {}
+secure_scheme_headers: dict[str, str] = {}
 forwarder_headers = ""
 
 # No second way into the process.
 control_socket_disable = True
 
+# What may hold a token: a malformed head, and an argument that RFC 6750 warns of.
+SECRET = re.compile(
+    r"(?si)(^Invalid request from ip=\S+):.*|(access(?:_|%5f)token=)[^&\s]+"
+)
 
-def post_request(worker, request, environ, response):
+# gunicorn's own, without the user of basic authentication, who may be a token too.
+access_log_format = '%(h)s %(l)s - %(t)s "%(r)s" %(s)s %(b)s "%(f)s" "%(a)s"'
+
+
+def when_ready(server: Any) -> None:
+    """Cut off clients who do not read, and give all lines of the log one form."""
+    for listener in server.LISTENERS:
+        # Linux has it, for TCP alone.
+        if listener.sock.family != socket.AF_UNIX and sys.platform == "linux":
+            option = socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT
+            listener.sock.setsockopt(*option, TIME_TO_TAKE)
+    logging.getLogger().handlers = server.log.error_log.handlers
+    for log in (server.log.error_log, server.log.access_log):
+        log.addFilter(without_secrets)
+
+
+def without_secrets(record: logging.LogRecord) -> bool:
+    """Keep what may be a token out of a line; and out of the log, who was cut off."""
+    record.msg, record.args = SECRET.sub(r"\1\2…", record.getMessage()), None
+    return not (record.exc_info and isinstance(record.exc_info[1], TimeoutError))
+
+
+def post_fork(server: Any, worker: Any) -> None:
+    """Finish all answers before an end by Ctrl-C, as before one by SIGTERM.
+
+    The terminal sends SIGINT to all processes, and gunicorn SIGQUIT to its workers.
+    """
+    worker.handle_quit = worker.handle_exit
+    # Until the worker has handlers of its own, those of the master would lose these.
+    for number in (signal.SIGINT, signal.SIGQUIT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_DFL)
+
+
+def post_request(worker: Any, request: Any, environ: Any, response: Any) -> None:
     """After an answer to a client with keep-alive, give way to the others.
 
     Otherwise one whose next request has come is served again first, and of 32 such

@@ -377,7 +377,7 @@ def free_port():
 class Server:
     """A gunicorn of its own, on a free port of 127.0.0.1, as the project serves it."""
 
-    def __init__(self, database_url, log_path, *options, **variables):
+    def __init__(self, database_url, log_path, *options, folder=ROOT, **variables):
         self.database_url, self.log_path, self.log_start = database_url, log_path, 0
         # As in production: what the tests run under must not leak in.
         variables = {
@@ -389,7 +389,7 @@ class Server:
         with log_path.open("wb") as log:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", *command],
-                cwd=ROOT,
+                cwd=folder,
                 env=variables,
                 stderr=log,
                 stdout=log,

@@ -193,7 +193,7 @@ def run_in(folder, *command):
 
 def test_image_has_what_runs_and_nothing_else(checkout):
     modules = {path.name for path in ROOT.glob("*.py")}
-    others = {"demo.json", "openapi.json", "requirements.txt"}
+    others = {"demo.json", "docs.html", "openapi.json", "requirements.txt"}
     assert {*files_in_image()} == modules | others
     [command] = re.findall("^CMD (.*)", (ROOT / "Dockerfile").read_text(), re.MULTILINE)
     assert run_in(checkout, *json.loads(command), "--check-config") == 0
@@ -219,10 +219,9 @@ os.write(2, f"{os.getpid()} runs {__name__}\n".encode())
 
 
 @sqlite_only
-def test_reload_loads_every_module_anew(start_server, checkout, monkeypatch):
+def test_reload_loads_every_module_anew(start_server, checkout):
     """So that what was pulled is what runs."""
-    monkeypatch.setattr("conftest.ROOT", checkout)
-    server = start_server()
+    server = start_server(folder=checkout)
     before = server.workers()
     modules = [path for path in checkout.glob("*.py") if path.stem.isidentifier()]
     for module in modules:
