@@ -2,7 +2,7 @@ FROM python:3.13-slim
 WORKDIR /srv/jobs
 COPY requirements.txt ./
 RUN pip install --no-cache-dir -r requirements.txt
-COPY *.py *.json ./
+COPY *.py *.json *.html ./
 RUN useradd --uid 1000 jobs && install --directory --owner jobs instance
 # By number, or Kubernetes cannot tell that it is not root.
 USER 1000

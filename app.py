@@ -1,43 +1,40 @@
 """The application: its factory, its routes, its errors."""
 
+import logging
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import orjson
 from flask import Blueprint, Flask, Response, abort, current_app, g, request, url_for
-from flask_swagger_ui import get_swaggerui_blueprint
 from marshmallow import ValidationError
 from sqlalchemy.exc import SQLAlchemyError
 from werkzeug.exceptions import BadRequest, HTTPException, NotFound, ServiceUnavailable
 from werkzeug.middleware.proxy_fix import ProxyFix
+from werkzeug.sansio.utils import host_is_trusted
 
 import schemas
 from auth import require_access, require_job, token_required
 from cli import commands
 from config import load_config
 from database import init_database, is_unavailable, reading, reason
+from docs import docs
 from models import can_read, paginate
 
 jobs = Blueprint("jobs", __name__)
-
-# Without a validator, since that of the default is elsewhere.
-SWAGGER_UI = {
-    "app_name": "Jobs API",
-    "defaultModelsExpandDepth": 0,
-    "layout": "BaseLayout",
-    "validatorUrl": None,
-}
-docs = get_swaggerui_blueprint("/api/docs", "/api/openapi.json", SWAGGER_UI)
 
 
 def create_app(config: Mapping[str, Any] | None = None) -> Flask:
     """The service: configured by ``config`` in a test, else by the environment."""
     app = Flask(__name__, static_folder=None)
     app.config.update(load_config(config))
+    # Flask checks TRUSTED_HOSTS on every path; ours spares the health check.
+    app.config["KNOWN_HOSTS"] = app.config["TRUSTED_HOSTS"]
+    app.config["TRUSTED_HOSTS"] = None
+    app.logger.addFilter(escape_controls)
     init_database(app)
-    count = app.config["TRUSTED_PROXIES"]
-    app.wsgi_app = ProxyFix(app.wsgi_app, x_for=count, x_proto=count, x_host=count)
-    # Both redirect before any error handler, unless off before the first rule.
+    believe_proxies(app)
+    # Both answer with redirects, unless they are off before the first rule.
     app.url_map.strict_slashes = False
     app.url_map.merge_slashes = False
     app.register_blueprint(jobs)
@@ -49,17 +46,36 @@ def create_app(config: Mapping[str, Any] | None = None) -> Flask:
     return app
 
 
+def escape_controls(record: logging.LogRecord) -> bool:
+    """Keep a path from looking like a line of the log: Flask logs it decoded."""
+    record.msg = record.msg.encode("unicode_escape").decode()
+    return True
+
+
+def believe_proxies(app: Flask) -> None:
+    """Take what TRUSTED_PROXIES proxies forward for the caller's address and ours."""
+    if count := app.config["TRUSTED_PROXIES"]:
+        proxy_fix = ProxyFix(app.wsgi_app, x_for=count, x_proto=count, x_host=count)
+        app.wsgi_app = proxy_fix  # type: ignore[method-assign]  # as Flask has it
+
+
 @jobs.before_app_request
-def require_well_formed_address() -> None:
+def require_known_address() -> None:
     """Refuse what links could not repeat: no host (400), no such scheme, ``//`` (404).
 
     Werkzeug gives an empty host for a malformed one, and overlooks slashes that are
-    doubled at the start of a path.
+    doubled at the start of a path. The health check repeats no host.
     """
     if request.environ["PATH_INFO"].startswith("//"):
         abort(404)
     if not request.host or request.scheme not in ("http", "https"):
         abort(400, "The Host header, or what the proxy forwards for it, is malformed.")
+    known = current_app.config["KNOWN_HOSTS"]
+    if known and request.endpoint != "jobs.health_check":
+        # Names of hosts have no case, and may end in a dot (RFC 3986, 3.2.2).
+        name = request.host.lower().replace(".:", ":").removesuffix(".")
+        if not host_is_trusted(name, known):
+            abort(400, "The Host header, or what the proxy forwards, is refused.")
 
 
 @jobs.after_app_request
@@ -80,9 +96,10 @@ def health_check() -> dict[str, str]:
 
 @jobs.get("/api/openapi.json")
 def show_openapi() -> Response:
-    """The OpenAPI document, with the configured limits of a page."""
-    with current_app.open_resource("openapi.json") as file:
-        document = orjson.loads(file.read())
+    """The OpenAPI document, with the configured limits and the prefix of its paths."""
+    text = Path(current_app.root_path, "openapi.json").read_bytes()
+    document = orjson.loads(text)
+    document["servers"][0]["url"] = request.root_path or "/"
     schema = document["components"]["parameters"]["page_size"]["schema"]
     schema["maximum"] = current_app.config["MAX_PAGE_SIZE"]
     schema["default"] = min(schemas.DEFAULT_PAGE_SIZE, schema["maximum"])
@@ -94,7 +111,7 @@ def show_openapi() -> Response:
 def list_jobs() -> Response:
     """One page of the jobs that the caller can access, or of one project's."""
     arguments = load_arguments("page", "page_size", "project_id")
-    return page_of(jobs_url(), arguments, arguments.get("project_id"))
+    return list_response(arguments, arguments.get("project_id"))
 
 
 @jobs.get("/api/projects/<project_id>/jobs")
@@ -102,9 +119,8 @@ def list_jobs() -> Response:
 def list_project_jobs(project_id: str) -> Response:
     """One page of a project's jobs."""
     project_id = parse_id(project_id)
-    arguments = load_arguments("page", "page_size")
     url = url_for("jobs.list_project_jobs", project_id=project_id, _external=True)
-    return page_of(url, arguments, project_id)
+    return list_response(load_arguments("page", "page_size"), project_id, url)
 
 
 @jobs.get("/api/jobs/<job_id>")
@@ -112,17 +128,16 @@ def list_project_jobs(project_id: str) -> Response:
 @token_required
 def show_job(job_id: str, project_id: str | None = None) -> Response:
     """One job with its body, if it is in the project, where the path names one."""
-    job_id, project_id = parse_id(job_id), parse_id(project_id)
+    job_id, project_id = parse_id(job_id), project_id and parse_id(project_id)
     load_arguments()
     return cacheable(schemas.job_document(require_job(job_id, project_id), jobs_url()))
 
 
-def parse_id(text: str | None) -> str | None:
-    """An id from the path in lower case, None for none, or the answer 400."""
-    try:
-        return schemas.path_id.deserialize(text)
-    except ValidationError:
+def parse_id(text: str) -> str:
+    """An id from the path in lower case, or the answer 400."""
+    if not schemas.is_id(text):
         abort(400, f"{text} is not a UUID.")
+    return text.lower()
 
 
 def load_arguments(*names: str) -> dict[str, Any]:
@@ -136,18 +151,21 @@ def jobs_url() -> str:
     return url_for("jobs.list_jobs", _external=True)
 
 
-def page_of(url: str, arguments: dict[str, Any], project_id: str | None) -> Response:
-    """The page of a list that the arguments ask for, with the links to the others."""
-    number, size = arguments["page"], arguments["page_size"]
-    ids = {"user_id": g.user_id, "project_id": project_id}
-    found, total, is_accessible = paginate(g.connection, number, size, **ids)
-    if project_id is not None:
-        require_access(project_id, is_accessible)
+def list_response(
+    arguments: dict[str, Any], project_id: str | None, url: str | None = None
+) -> Response:
+    """The page of a list that the arguments ask for, with the links to the others.
+
+    The list is at ``url``, or at that of all jobs.
+    """
+    number, size, root = arguments["page"], arguments["page_size"], jobs_url()
+    page = paginate(g.connection, g.user_id, project_id, number, size)
+    require_access(project_id, page.is_accessible)
+    meta = schemas.list_meta(number, size, page.total)
     given = {name: arguments[name] for name in arguments if name in request.args}
-    page = schemas.Page(url, given, number, size, total)
-    document = schemas.list_document(found, jobs_url(), page)
-    response = cacheable(document)
-    response.headers["Link"] = schemas.link_header(document["links"])
+    links = schemas.list_links(url or root, given, number, meta["total_pages"])
+    response = cacheable(schemas.list_document(page.jobs, root, links, meta))
+    response.headers["Link"] = schemas.link_header(links)
     return response
 
 
@@ -157,7 +175,8 @@ def cacheable(document: dict[str, Any]) -> Response:
     response.headers["Cache-Control"] = "private, no-cache"
     response.headers["Vary"] = "Authorization"
     response.add_etag()
-    if request.if_none_match.contains_weak(response.get_etag()[0]):
+    etag, _ = response.get_etag()
+    if etag and request.if_none_match.contains_weak(etag):
         response.status_code = 304
     return response
 
@@ -180,14 +199,14 @@ def invalid_arguments(error: ValidationError) -> Response:
     """A 400 with an error object for each argument at fault."""
     faults = [
         {"detail": f"{name} {message}", "source": {"parameter": name}}
-        for name, [message] in error.messages_dict.items()
+        for name, [message] in sorted(error.messages_dict.items())
     ]
     return error_response(BadRequest(), faults)
 
 
 def database_error(error: SQLAlchemyError) -> Response:
     """A 503 and a line in the log where asking again may help, else a fault of ours."""
-    if not is_unavailable(error):
+    if not is_unavailable(error) and request.endpoint != "jobs.health_check":
         raise error
     current_app.logger.error("The database cannot be read: %s", reason(error))
     unavailable = "The database cannot be read now."
@@ -198,7 +217,5 @@ def error_response(error: HTTPException, faults: list[dict[str, Any]]) -> Respon
     """JSON:API's error objects, and the reason phrase where the original has it."""
     common = {"status": str(error.code), "title": error.name}
     document = {"error": error.name, "errors": [common | fault for fault in faults]}
-    response = error.get_response()
-    response.content_type = "application/json"
-    response.set_data(orjson.dumps(document))
-    return response
+    headers = error.get_headers()
+    return Response(orjson.dumps(document), error.code, headers, "application/json")

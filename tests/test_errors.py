@@ -80,6 +80,7 @@ def test_options_tells_the_methods(client):
         "//api/jobs",
         "/api//jobs",
         "/api/jobs//",
+        "/api/docs//",
         "//health_check",
         "/health_check//",
         "/api/projects/x",
