@@ -1,9 +1,12 @@
 """The ``flask`` commands."""
 
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from typing import BinaryIO
+from datetime import timedelta
+from pathlib import Path
+from typing import NoReturn, TypeVar
 
 import click
 from flask import Blueprint, current_app
@@ -11,13 +14,16 @@ from sqlalchemy import delete, select
 from sqlalchemy.exc import SQLAlchemyError
 
 import project_state
-from auth import create_token
-from database import ReadOnlyDatabase, db, reason, writing
-from models import DIGEST, PLAIN, User, UserToken
-from project_state import InvalidState
-from schemas import Id
+from auth import create_token, is_too_old
+from database import Refused, db, reason, writing
+from documents import InvalidFile
+from models import DIGEST, PLAIN, Base, Project, User, UserToken, utc_now
+from project_files import read_state
+from schemas import is_id
 
 DEMO_EMAIL = "demo@example.org"
+
+Row = TypeVar("Row", Project, UserToken)
 
 commands = Blueprint("commands", __name__, cli_group=None)
 
@@ -27,29 +33,61 @@ def faults_reported() -> Iterator[None]:
     """End a command that fails with a line a fault on stderr and exit code 1."""
     try:
         yield
-        return  # without a fault
-    except (InvalidState, ReadOnlyDatabase) as error:
-        lines = error.args
+    except (InvalidFile, Refused) as error:
+        fail(*error.args)
     except SQLAlchemyError as error:
-        lines = [f"The database refused: {reason(error)}"]
+        fail(f"The database refused: {reason(error)}")
     except UnicodeEncodeError:
-        lines = ["An argument is not text in UTF-8."]
+        fail("An argument is not text in UTF-8.")
     except OSError as error:
-        lines = [str(error)]
-        # What stdout could not take must not fail again when Python ends.
-        with suppress(OSError):
-            sys.stdout.close()
+        fail(str(error))
+
+
+def fail(*lines: str) -> NoReturn:
+    """End the command with these lines on stderr."""
     for line in lines:
         click.echo(line.encode(errors="backslashreplace"), err=True)
     sys.exit(1)
 
 
+def show(*lines: str) -> None:
+    """Print lines on stdout; OSError where nobody can see them."""
+    if sys.stdout is None:
+        raise OSError("There is no standard output to print the token on.")
+    try:
+        click.echo("\n".join(lines))
+    except OSError:
+        # What stdout could not take must not fail again when Python ends.
+        with suppress(OSError):
+            sys.stdout.close()
+        raise
+
+
+def show_done(project_id: str, counts: Counter[str]) -> None:
+    """Say what was done to a project, on stderr where stdout does not take it."""
+    done = ", ".join(f"{n} {what}" for what, n in sorted(counts.items()) if n)
+    line = f"Project {project_id}: {done or 'empty'}."
+    try:
+        show(line)
+    except OSError:
+        with suppress(OSError):
+            click.echo(line, err=True)
+
+
 def require_user(email: str) -> User:
-    """The user with the email; InvalidState where there is none."""
+    """The user with the email; Refused where there is none."""
     user = project_state.find_user(email)
     if user is None:
-        raise InvalidState(f"There is no user {email}.")
+        raise Refused(f"There is no user {email}.")
     return user
+
+
+def require_row(model: type[Row], row_id: str, what: str) -> Row:
+    """The row with an id; Refused where there is none."""
+    row = db.session.get(model, row_id.lower()) if is_id(row_id) else None
+    if row is None:
+        raise Refused(f"There is no {what} {row_id}.")
+    return row
 
 
 @commands.cli.command("init-db")
@@ -57,11 +95,11 @@ def require_user(email: str) -> User:
 def init_db() -> None:
     """Create the tables that are missing."""
     with writing():
-        db.metadata.create_all(db.session.connection())
+        Base.metadata.create_all(db.session.connection())
 
 
 @commands.cli.command("import-project")
-@click.argument("file", type=click.File("rb"))
+@click.argument("file", type=click.Path(exists=True, dir_okay=False, allow_dash=True))
 @click.option(
     "--member",
     "members",
@@ -71,17 +109,39 @@ def init_db() -> None:
     "Without a role, one who is no member yet becomes a viewer. Repeatable.",
 )
 @faults_reported()
-def import_project(file: BinaryIO, members: tuple[str, ...]) -> None:
-    """Make the database agree with an OpenFn project state FILE (- is stdin).
+def import_project(file: str, members: tuple[str, ...]) -> None:
+    """Make the database agree with an OpenFn project FILE (- is stdin).
 
-    What the file no longer has is deleted from the project.
+    It is one that `openfn project pull` writes, or a state file of the older CLI. What
+    it no longer has is deleted from the project.
     """
     wishes = [project_state.read_member(text) for text in members]
-    state = project_state.read_state(file.read())
+    if file == "-" and sys.stdin is None:
+        raise Refused("There is no standard input to read.")
+    with click.open_file(file, "rb") as stream:
+        state = read_state(stream.read())
+    project_id = state.project.values["id"]
     with writing():
+        is_new = db.session.get(Project, project_id) is None
         counts = project_state.import_state(state, wishes)
-    done = ", ".join(f"{n} {what}" for what, n in sorted(counts.items()))
-    click.echo(f"Project {state.project.values['id']}: {done or 'empty'}.")
+    show_done(project_id, counts)
+    if is_new and not counts["members created"]:
+        hint = "Nobody can read the project yet: import it with --member EMAIL."
+        click.echo(hint, err=True)
+
+
+@commands.cli.command("delete-project")
+@click.argument("project_id", metavar="ID")
+@faults_reported()
+def delete_project(project_id: str) -> None:
+    """Delete the project with ID, its workflows, its jobs and its memberships.
+
+    Users and their tokens stay.
+    """
+    with writing():
+        project = require_row(Project, project_id, "project")
+        counts = project_state.delete_project(project)
+    show_done(project.id, counts)
 
 
 @commands.cli.command("create-token")
@@ -92,12 +152,10 @@ def create_token_command(email: str) -> None:
 
     The token is shown this once: the database keeps only a digest.
     """
-    if sys.stdout is None:
-        raise InvalidState("There is no standard output to print the token on.")
     with writing():
         token, row = create_token(require_user(email))
         # Before the commit: a token that could not be shown is not kept.
-        click.echo(token)
+        show(token)
         click.echo(row.id, err=True)
 
 
@@ -105,7 +163,10 @@ def create_token_command(email: str) -> None:
 @click.argument("email", required=False)
 @faults_reported()
 def list_tokens(email: str | None) -> None:
-    """Print id, email, context and time of each API token, oldest first."""
+    """Print id, email, context and time of each API token, oldest first.
+
+    One that is too old to open anything is marked as expired.
+    """
     query = (
         select(UserToken.id, User.email, UserToken.context, UserToken.inserted_at)
         .join(User)
@@ -115,7 +176,8 @@ def list_tokens(email: str | None) -> None:
     if email is not None:
         query = query.where(User.id == require_user(email).id)
     for token_id, owner, context, time in db.session.execute(query):
-        click.echo(f"{token_id}  {owner}  {context}  {time:%Y-%m-%dT%H:%M:%SZ}")
+        mark = "  expired" if is_too_old(time) else ""
+        show(f"{token_id}  {owner}  {context}  {time:%Y-%m-%dT%H:%M:%SZ}{mark}")
 
 
 @commands.cli.command("revoke-token")
@@ -123,30 +185,37 @@ def list_tokens(email: str | None) -> None:
 @faults_reported()
 def revoke_token(token_id: str) -> None:
     """Delete the token with ID, as list-tokens prints it."""
-    is_id = Id.form.fullmatch(token_id)
     with writing():
-        row = db.session.get(UserToken, token_id.lower()) if is_id else None
-        if row is None:
-            raise InvalidState(f"There is no token {token_id}.")
-        db.session.delete(row)
+        db.session.delete(require_row(UserToken, token_id, "token"))
 
 
 @commands.cli.command("demo")
 @faults_reported()
 def demo() -> None:
-    """Fill the database with a small project; print a token, a request and a page.
+    """Fill an empty database with a small project; print a token, a request, a page.
 
-    Safe to repeat: the tokens of earlier runs are revoked.
+    Safe to repeat: tokens of earlier runs are good for a day. Where there are other
+    projects, nothing is made.
     """
-    with current_app.open_resource("demo.json") as file:
-        state = project_state.read_state(file.read())
+    state = read_state(Path(current_app.root_path, "demo.json").read_bytes())
+    root = f"http://127.0.0.1:{current_app.config['PORT']}/api"
     with writing():
-        db.metadata.create_all(db.session.connection())
+        Base.metadata.create_all(db.session.connection())
+        others = select(Project.id).where(Project.id != state.project.values["id"])
+        if db.session.scalar(others.limit(1)) is not None:
+            show(
+                "No demo among other projects: `flask create-token EMAIL` makes tokens."
+            )
+            return
         project_state.import_state(state, [(DEMO_EMAIL, "owner")])
         user = require_user(DEMO_EMAIL)
-        db.session.execute(delete(UserToken).where(UserToken.user_id == user.id))
+        yesterday = utc_now() - timedelta(days=1)
+        old = delete(UserToken).filter_by(user_id=user.id)
+        db.session.execute(old.where(UserToken.inserted_at < yesterday))
         token, _ = create_token(user)
-    root = f"http://127.0.0.1:{current_app.config['PORT']}/api"
-    click.echo(f"Token: {token}")
-    click.echo(f"curl -H 'Authorization: Bearer {token}' '{root}/jobs?page_size=1'")
-    click.echo(f"Docs: {root}/docs")
+        # Before the commit: a token that could not be shown is not kept.
+        show(
+            f"Token: {token}",
+            f"curl -H 'Authorization: Bearer {token}' '{root}/jobs?page_size=1'",
+            f"Docs: {root}/docs",
+        )

@@ -7,16 +7,17 @@ import sqlite3
 import subprocess
 import sys
 from contextlib import closing
-from datetime import datetime
+from datetime import datetime, timedelta
 
 import pytest
 from conftest import ROOT, new_database, sqlite_only
 from sqlalchemy import text
 
 from app import create_app
-from database import db
-from models import UserToken
+from database import db, writing
+from models import User, UserToken
 
+UNKNOWN_ID = "00000000-0000-0000-0000-000000000000"
 UUID = "[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}"
 
 
@@ -163,11 +164,11 @@ def test_database_that_cannot_be_reached_is_one_line(make_app, tmp_path):
             assert len(result.stderr.splitlines()) == 1
 
 
-def test_demo_prints_a_token_a_request_and_a_page(empty_app):
-    """It needs no tables, and revokes the tokens of earlier runs."""
+def test_demo_prints_a_token_a_request_and_a_page(empty_app, set_tokens_back):
+    """It needs no tables, and leaves the tokens of its last day good."""
     runner, client = empty_app.test_cli_runner(), empty_app.test_client()
     tokens = []
-    for _ in range(2):
+    for hours in (20, 10, 0):
         first, second, third = runner.invoke(args=["demo"]).stdout.splitlines()
         tokens.append(first.removeprefix("Token: "))
         assert second == (
@@ -175,10 +176,30 @@ def test_demo_prints_a_token_a_request_and_a_page(empty_app):
             "'http://127.0.0.1:8000/api/jobs?page_size=1'"
         )
         assert third == "Docs: http://127.0.0.1:8000/api/docs"
-    for token, status in zip(tokens, (401, 200), strict=True):
+        set_tokens_back(hours)
+    for token, status in zip(tokens, (401, 200, 200), strict=True):
         headers = {"Authorization": f"Bearer {token}"}
         assert client.get("/api/jobs", headers=headers).status_code == status
     assert client.get("/api/jobs", headers=headers).json["meta"]["total_entries"] == 3
+
+
+@pytest.fixture
+def set_tokens_back(empty_app):
+    """A function that makes all tokens older by so many hours."""
+
+    def run(hours):
+        with empty_app.app_context(), writing():
+            for token in db.session.scalars(db.select(UserToken)):
+                token.inserted_at -= timedelta(hours=hours)
+
+    return run
+
+
+def test_demo_stays_out_of_projects_of_one_s_own(runner, flask, you, dump):
+    before = dump()
+    line = flask("demo")
+    assert "`flask create-token EMAIL`" in line and line.count("\n") == 1
+    assert dump() == before
 
 
 @pytest.mark.parametrize(
@@ -208,3 +229,115 @@ def test_every_command_has_a_help_text(app, runner):
     for name, command in app.cli.commands.items():
         help_text = runner.invoke(args=[name, "--help"]).stdout
         assert command.help.split("\n")[0] in " ".join(help_text.split())
+
+
+def test_project_is_deleted_with_all_that_is_in_it(
+    flask, import_state, new_state, bearer, client, dump
+):
+    """And nothing else: users and their tokens stay."""
+    import_state(new_state(), "you@example.org")
+    headers, before = bearer("you@example.org"), dump()
+    gone = new_state(jobs=3)
+    import_state(gone, "you@example.org", "they@example.org")
+    users = dump()["User"]
+    assert flask("delete-project", gone["id"].upper()) == (
+        f"Project {gone['id']}: "
+        "3 jobs deleted, 2 members deleted, 2 workflows deleted.\n"
+    )
+    assert dump() == before | {"User": users}
+    assert client.get("/api/jobs", headers=headers).json["meta"]["total_entries"] == 3
+    path = f"/api/projects/{gone['id']}/jobs"
+    assert client.get(path, headers=headers).status_code == 404
+
+
+@sqlite_only
+@pytest.mark.parametrize("project_id", ["x", "", "\udcff", UNKNOWN_ID])
+def test_project_that_is_not_there_is_not_deleted(runner, you, dump, project_id):
+    before = dump()
+    result = runner.invoke(args=["delete-project", project_id])
+    assert (result.exit_code, result.stdout) == (1, "")
+    [line] = result.stderr.splitlines()
+    assert line.startswith("There is no project ")
+    assert dump() == before
+
+
+@sqlite_only
+def test_project_that_nobody_can_read_is_told(runner, new_state):
+    """When it is new; afterwards that may be what is wanted."""
+    state = json.dumps(new_state())
+    told = []
+    for members in ([], [], ["--member", "you@example.org"]):
+        args = ["import-project", "-", *members]
+        result = runner.invoke(args=args, input=state)
+        assert result.exit_code == 0
+        told.append(result.stderr)
+    assert "--member EMAIL" in told[0] and told[0].count("\n") == 1
+    assert told[1:] == ["", ""]
+
+
+@sqlite_only
+def test_disabled_user_gets_no_token(app, runner, flask, you, set_columns, dump):
+    [user_id] = dump()["User"]
+    set_columns(User, user_id, disabled=True)
+    result = runner.invoke(args=["create-token", you])
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert result.stderr == f"The user {you} is disabled.\n"
+    assert flask("list-tokens") == ""
+
+
+@sqlite_only
+def test_expired_tokens_are_marked(make_app, app, flask, you, set_columns, runner):
+    old, new = (
+        runner.invoke(args=["create-token", you]).stderr.strip() for _ in range(2)
+    )
+    set_columns(UserToken, old, inserted_at=datetime(2024, 1, 1))
+    lines = (
+        make_app(TOKEN_MAX_AGE_DAYS=7).test_cli_runner().invoke(args=["list-tokens"])
+    )
+    first, second = lines.stdout.splitlines()
+    assert first == f"{old}  {you}  api:sha256  2024-01-01T00:00:00Z  expired"
+    assert second.startswith(new) and "expired" not in second
+    assert "expired" not in flask("list-tokens")
+
+
+@pytest.fixture
+def shell(database_url):
+    """A function that runs a command of ``flask`` in a shell, with redirections."""
+
+    def run(command):
+        return subprocess.run(
+            ["sh", "-c", f"{sys.executable} -m flask {command}"],
+            cwd=ROOT,
+            env={"PATH": os.environ["PATH"], "DATABASE_URL": database_url},
+            capture_output=True,
+            text=True,
+        )
+
+    return run
+
+
+@sqlite_only
+@pytest.mark.parametrize("stdout", ["/dev/full", "&-"])
+def test_what_was_done_is_said_where_it_can_be(shell, you, dump, tmp_path, stdout):
+    """On stderr and with exit code 0, since the change is committed."""
+    [project_id] = dump()["Project"]
+    done = shell(f"delete-project {project_id} >{stdout}")
+    assert done.returncode == 0
+    assert done.stderr.startswith(f"Project {project_id}: 3 jobs deleted")
+    assert dump()["Project"] == {}
+
+
+@sqlite_only
+def test_demo_whose_token_cannot_be_shown_changes_nothing(shell, flask, dump):
+    flask("demo")
+    before = dump()
+    done = shell("demo >/dev/full")
+    assert (done.returncode, done.stderr) == (1, "[Errno 28] No space left on device\n")
+    assert dump() == before
+
+
+@sqlite_only
+def test_import_without_standard_input_is_one_line(shell, app):
+    done = shell("import-project - <&-")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr == "There is no standard input to read.\n"
