@@ -32,11 +32,11 @@ from servers import Server, ask, gunicorn, memory
 
 from app import create_app
 from database import db
-from project_state import read_state
+from project_files import read_state
 
 LIBRARIES = (
-    "click, flask, flask_sqlalchemy, flask_swagger_ui, marshmallow, orjson, psycopg, "
-    "sqlalchemy, sqlalchemy.orm, werkzeug.middleware.proxy_fix"
+    "click, flask, flask_sqlalchemy, gevent, marshmallow, orjson, psycopg, "
+    "sqlalchemy, sqlalchemy.orm, werkzeug.middleware.proxy_fix, yaml"
 )
 PATHS = {
     "GET /api/jobs": "/api/jobs",
