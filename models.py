@@ -125,10 +125,8 @@ class Job(Base):
 # The access rule: a member's projects, and a support user's where the project allows
 # it, none of them scheduled for deletion. A member's are looked up one by one: in a
 # join PostgreSQL reads all projects, and among 5,000 a list takes 3 ms in place of 1.
-user_id, project_id = (
-    sa.bindparam("user_id", "", Id),
-    sa.bindparam("project_id", "", Id),
-)
+user_id = sa.bindparam("user_id", type_=Id)
+project_id = sa.bindparam("project_id", type_=Id)
 deletion = sa.select(Project.scheduled_deletion).filter_by(id=ProjectUser.project_id)
 accessible_projects = sa.union_all(
     sa.select(ProjectUser.project_id.label("id")).where(
