@@ -16,11 +16,11 @@ from urllib.request import urlopen
 
 import pytest
 from conftest import PATIENCE, ROOT, RUN, Server, free_port, sqlite_only, wait_until
+from test_deployment import files_in_image
 from test_server import Load
 
 from database import db
 
-RUNS = ["*.py", "*.json", "*.html", "Makefile", "requirements.txt"]
 LINE = r"\[[-\d]+ [:\d]+ [+-]\d{4}\] \[\d+\] \[[A-Z]+\] .+"
 
 
@@ -29,9 +29,8 @@ def checkout(tmp_path):
     """A copy of what runs, which tests may change, with the tests' own libraries."""
     folder = tmp_path / "checkout"
     folder.mkdir()
-    for pattern in RUNS:
-        for path in ROOT.glob(pattern):
-            shutil.copy2(path, folder)
+    for name in (*files_in_image(), "Makefile"):
+        shutil.copy2(ROOT / name, folder)
     (folder / ".venv").symlink_to(sys.prefix)
     return folder
 
