@@ -27,7 +27,7 @@ from conftest import (
     wait_until,
 )
 from sqlalchemy import event, make_url
-from test_server import Load
+from test_server import Load, assert_that_two_workers_serve
 
 from database import db, writing
 
@@ -92,11 +92,7 @@ def shared_server(postgresql_url, forwarder, tmp_path_factory):
 @postgresql_only
 def test_workers_connect_after_they_were_forked(server, seed, paths):
     """And several of them serve at once."""
-    with Load(server, paths, seed.bearer, clients=8) as load:
-        load.wait_for(100)
-    assert {answer.status for answer in load.answers} == {200}
-    assert load.cut == []
-    wait_until(lambda: len(server.workers()) == 2)
+    assert_that_two_workers_serve(server, paths, seed.bearer)
 
 
 @postgresql_only

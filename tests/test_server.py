@@ -60,14 +60,19 @@ class Load:
         wait_until(lambda: len(self.answers) >= count)
 
 
-@served(workers=2)
-def test_workers_connect_after_they_were_forked(server, seed, paths):
-    """And several of them serve at once, with keep-alive or without."""
-    with Load(server, paths, seed.bearer, clients=8) as load:
+def assert_that_two_workers_serve(server, paths, headers):
+    """Several clients at once, and nobody is cut off."""
+    with Load(server, paths, headers, clients=8) as load:
         load.wait_for(100)
     assert {answer.status for answer in load.answers} == {200}
     assert load.cut == []
     wait_until(lambda: len(server.workers()) == 2)
+
+
+@served(workers=2)
+def test_workers_connect_after_they_were_forked(server, seed, paths):
+    """And several of them serve at once, with keep-alive or without."""
+    assert_that_two_workers_serve(server, paths, seed.bearer)
 
 
 @served(workers=2)
