@@ -144,7 +144,7 @@ def reading() -> Iterator[Connection]:
     """A connection in autocommit; TimeoutError where the database takes too long.
 
     The server's own limits are none where the server stands still. It is gevent that
-    counts: in commands and under sync workers nobody does.
+    counts the seconds: commands, which run without it, wait on.
     """
     late = exc.TimeoutError(f"No answer within {SECONDS_TO_READ} seconds.")
     with Timeout(SECONDS_TO_READ, late), db.engine.connect() as connection:

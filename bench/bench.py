@@ -122,6 +122,7 @@ def main() -> None:
     for jobs in (1000, 8000):
         rows.append(project_import(jobs, options.database, options.rounds))
     rows.append(imports(database))
+    rows.append(start(database, options))
     kind = "SQLite" if options.database == "sqlite" else "PostgreSQL"
     workers = "sync" if options.sync else "as shipped"
     print(f"{options.jobs} jobs, {kind}, workers {workers}, load before {before:.1f}\n")
@@ -279,6 +280,22 @@ def imports(database: str) -> list[str]:
     """The import of the service, against that of its libraries alone."""
     calls = [partial(import_time, one, database) for one in ("wsgi", LIBRARIES)]
     return row("import wsgi, against its libraries", "ms", *alternate(9, *calls))
+
+
+def start(database: str, options: Namespace) -> list[str]:
+    """The start of the service with two workers, against that of a checkout."""
+    folders = [ROOT, *([options.against] if options.against else [])]
+    calls = [partial(time_to_answer, folder, database) for folder in folders]
+    title = "start of two workers"
+    title += f", against {options.against}" if options.against else ""
+    return row(title, "ms", *alternate(options.rounds, *calls))
+
+
+def time_to_answer(folder: Path, database: str) -> float:
+    """The milliseconds from the command to a first answer."""
+    begin = perf_counter()
+    with gunicorn("wsgi:app", folder=folder, DATABASE_URL=database):
+        return (perf_counter() - begin) * 1000
 
 
 def import_time(modules: str, database: str) -> float:

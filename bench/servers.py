@@ -54,13 +54,13 @@ def gunicorn(
 
 def wait(process: subprocess.Popen, port: int, log: Path) -> None:
     """Return as soon as the server answers anything; SystemExit when it does not."""
-    for _ in range(200):
+    for _ in range(2000):
         if process.poll() is not None:
             break
         try:
             ask(port, "/")
         except OSError:
-            time.sleep(0.1)
+            time.sleep(0.01)
         else:
             return
     raise SystemExit(f"gunicorn did not start:\n{log.read_text().strip()}")
