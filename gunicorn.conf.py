@@ -64,6 +64,9 @@ forwarder_headers = ""
 # No second way into the process.
 control_socket_disable = True
 
+# What ends a worker.
+ENDS = (signal.SIGINT, signal.SIGQUIT, signal.SIGTERM)
+
 # What may hold a token: a malformed head, and an argument that RFC 6750 warns of.
 SECRET = re.compile(
     r"(?si)(^Invalid request from ip=\S+):.*|(access(?:_|%5f)token=)[^&\s]+"
@@ -74,7 +77,7 @@ access_log_format = '%(h)s %(l)s - %(t)s "%(r)s" %(s)s %(b)s "%(f)s" "%(a)s"'
 
 
 def when_ready(server: Any) -> None:
-    """Cut off clients who do not read, and give all lines of the log one form."""
+    """Cut off who does not read, give the log one form, let new workers be ended."""
     for listener in server.LISTENERS:
         # Linux has it, for TCP alone.
         if listener.sock.family != socket.AF_UNIX and sys.platform == "linux":
@@ -83,6 +86,22 @@ def when_ready(server: Any) -> None:
     logging.getLogger().handlers = server.log.error_log.handlers
     for log in (server.log.error_log, server.log.access_log):
         log.addFilter(without_secrets)
+    os.register_at_fork(
+        before=lambda: signal.pthread_sigmask(signal.SIG_BLOCK, ENDS),
+        after_in_parent=lambda: signal.pthread_sigmask(signal.SIG_UNBLOCK, ENDS),
+        after_in_child=heed_ends,
+    )
+
+
+def heed_ends() -> None:
+    """Let a worker that was just forked end at once, until it can finish answers.
+
+    Its copies of the master's handlers would lose the signal, and the master wait 30
+    seconds for it.
+    """
+    for number in ENDS:
+        signal.signal(number, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, ENDS)
 
 
 def without_secrets(record: logging.LogRecord) -> bool:
@@ -97,9 +116,6 @@ def post_fork(server: Any, worker: Any) -> None:
     The terminal sends SIGINT to all processes, and gunicorn SIGQUIT to its workers.
     """
     worker.handle_quit = worker.handle_exit
-    # Until the worker has handlers of its own, those of the master would lose these.
-    for number in (signal.SIGINT, signal.SIGQUIT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_DFL)
 
 
 def post_request(worker: Any, request: Any, environ: Any, response: Any) -> None:

@@ -65,11 +65,25 @@ def test_ctrl_c_finishes_what_has_begun_and_is_quiet(start_server, seed, paths):
     assert "Traceback" not in server.log() and "SystemExit" not in server.log()
 
 
+# The first that a worker does of ours.
+SLOW_TO_START = """
+import time
+start = post_fork
+def post_fork(server, worker):
+    time.sleep(2)
+    start(server, worker)
+"""
+
+
 @sqlite_only
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_server_that_has_just_started_ends_at_once(database_url, tmp_path, number):
-    """Whatever its workers have come to."""
-    server = Server(database_url, tmp_path / "log", "--workers", "2")
+def test_server_that_has_just_started_ends_at_once(
+    database_url, checkout, tmp_path, number
+):
+    """Even if its worker has not come to anything yet."""
+    with (checkout / "gunicorn.conf.py").open("a") as file:
+        file.write(SLOW_TO_START)
+    server = Server(database_url, tmp_path / "log", folder=checkout)
     wait_until(lambda: "Booting worker" in server.log())
     began = time.monotonic()
     server.process.send_signal(number)
