@@ -48,9 +48,15 @@ sqlite_only, postgresql_only = (
 )
 
 
-def served(workers):
-    """For tests that share a server on SQLite, one a module, and leave it well."""
-    server = pytest.mark.parametrize("shared_server", [workers], indirect=True)
+def served(options="", **variables):
+    """For tests that share a server on SQLite with all that want the same of it.
+
+    pytest runs them one after the other, since the server's scope is the whole run.
+    """
+    wanted = [(options, *variables.items())]
+    server = pytest.mark.parametrize(
+        "shared_server", wanted, ids=[options], indirect=True
+    )
     database = pytest.mark.parametrize("database_url", ["served"], indirect=True)
     # Two marks: one would take the server's scope from that of the database.
     return lambda test: server(database(test))
@@ -379,6 +385,7 @@ class Server:
 
     def __init__(self, database_url, log_path, *options, folder=ROOT, **variables):
         self.database_url, self.log_path, self.log_start = database_url, log_path, 0
+        self.prefix = variables.get("SCRIPT_NAME", "")
         # As in production: what the tests run under must not leak in.
         variables = {
             "DATABASE_URL": database_url,
@@ -472,21 +479,21 @@ def start_server(database_url, tmp_path):
         yield start
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def shared_server(request, tmp_path_factory, sqlite_tables):
-    """The server of a module's tests that are ``served`` by so many workers."""
+    """The server of all tests that are ``served`` with the same options."""
     folder = tmp_path_factory.mktemp("served")
     copyfile(sqlite_tables, folder / "jobs.db")
     url, log_path = f"sqlite:///{folder}/jobs.db", folder / "gunicorn.log"
-    options = ["--workers", str(request.param), "--keep-alive", "300"]
-    options += ["--access-logfile", "-"]
-    with running_server(url, log_path, *options) as server:
+    options, *variables = request.param
+    options = [*options.split(), "--keep-alive", "300", "--access-logfile", "-"]
+    with running_server(url, log_path, *options, **dict(variables)) as server:
         yield server
 
 
 @pytest.fixture
 def server(shared_server, database_url):
-    """The server that the tests of a module share, each with a log of its own."""
+    """The server that tests share, each with a log of its own, and leave well."""
     shared_server.log_start = shared_server.log_path.stat().st_size
     yield shared_server
-    assert shared_server.get("/health_check").status == 200
+    assert shared_server.get(f"{shared_server.prefix}/health_check").status == 200

@@ -98,13 +98,10 @@ def test_wrong_type_in_a_mapping_ends_the_start(name, value):
 
 
 @pytest.mark.parametrize(
-    "command", [["flask", "init-db"], ["gunicorn", "--bind", "127.0.0.1:0", "wsgi:app"]]
-)
-@pytest.mark.parametrize(
-    ("name", "value"),
+    ("command", "name", "value"),
     [
-        ("MAX_PAGE_SIZE", "77777"),
-        ("DATABASE_URL", "mysql://u:s3cret@h/d"),
+        (["flask", "init-db"], "MAX_PAGE_SIZE", "77777"),
+        (["gunicorn", "wsgi:app"], "DATABASE_URL", "mysql://u:s3cret@h/d"),
     ],
 )
 def test_wrong_value_ends_flask_and_gunicorn(command, name, value):

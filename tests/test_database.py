@@ -12,9 +12,8 @@ from shutil import rmtree
 from tempfile import mkdtemp
 
 import pytest
-from conftest import ROOT, RUN, free_port, postgresql_only, sqlite_only, wait_until
+from conftest import ROOT, RUN, free_port, postgresql_only, sqlite_only
 from sqlalchemy import make_url
-from test_faults import Forwarder
 from test_server import Load
 
 from app import create_app
@@ -35,28 +34,28 @@ def new_token(database_url):
 
 
 @sqlite_only
-@pytest.mark.parametrize("by", ["removal", "rename"])
-def test_replaced_file_is_served_alone(start_server, database_url, tmp_path, by):
+def test_replaced_file_is_served_alone(start_server, database_url, tmp_path):
     """From the next request on, by all workers."""
-    old = new_token(database_url)
-    server = start_server("--workers", "2")
-    for _ in range(20):
-        assert server.get("/api/jobs", old).status == 200
+    server, path = start_server("--workers", "2"), file_of(database_url)
+
+    def statuses(*tokens):
+        return {
+            tuple(server.get("/api/jobs", t).status for t in tokens) for _ in range(20)
+        }
+
+    first = new_token(database_url)
+    assert statuses(first) == {(200,)}
     # Its log of writes must not be taken for that of the file that comes.
     new_token(database_url)
-    if by == "rename":
-        other = f"sqlite:///{tmp_path}/other.db"
-        new = new_token(other)
-        os.replace(file_of(other), file_of(database_url))
-    else:
-        file_of(database_url).unlink()
-        assert server.get("/api/jobs", old).status == 503
-        for left in tmp_path.glob("jobs.db*"):
-            left.unlink()
-        new = new_token(database_url)
-    for _ in range(20):
-        assert server.get("/api/jobs", old).status == 401
-        assert server.get("/api/jobs", new).status == 200
+    second = new_token(f"sqlite:///{tmp_path}/other.db")
+    os.replace(tmp_path / "other.db", path)
+    assert statuses(first, second) == {(401, 200)}
+    path.unlink()
+    assert statuses(second) == {(503,)}
+    for left in tmp_path.glob("jobs.db*"):
+        left.unlink()
+    third = new_token(database_url)
+    assert statuses(second, third) == {(401, 200)}
 
 
 @sqlite_only
@@ -77,44 +76,45 @@ def test_file_that_is_no_database_is_unavailable(
 ASK_AS_ANOTHER = """
 import os, sys
 from app import create_app
-app = create_app({"DATABASE_URL": sys.argv[1]})
-app.test_client().get("/nothing")
+apps = [create_app({"DATABASE_URL": url}) for url in sys.argv[1:]]
+for app in apps:
+    app.test_client().get("/nothing")
 app.logger.error("begins")
-if os.getuid() == 0:
-    os.setuid(65534)
-print(app.test_client().get("/health_check").status_code)
+os.setuid(65534)
+for app in apps:
+    print(app.test_client().get("/health_check").status_code)
 """
 
 
-@pytest.mark.parametrize(
-    ("folder_mode", "file_mode", "culprit"),
-    [(0o755, 0o644, "folder"), (0o777, 0o600, "file"), (0o555, 0o444, "folder")],
-)
-def test_right_that_is_missing_is_told(folder_mode, file_mode, culprit):
+def test_right_that_is_missing_is_told():
     """Which file, and to whom, where WAL wants more than to read."""
-    if os.getuid() != 0 and file_mode == 0o644:
-        pytest.skip("needs to be another user, which root alone can become")
-    # pytest's own folders are closed to others.
-    folder = Path(mkdtemp(prefix=RUN))
-    path = folder / "jobs.db"
-    new_token(f"sqlite:///{path}")
-    path.chmod(file_mode)
-    folder.chmod(folder_mode)
+    if os.getuid() != 0:
+        pytest.skip("needs to become another user, which root alone can")
+    rights = [(0o755, 0o644, ""), (0o777, 0o600, "jobs.db"), (0o555, 0o444, "")]
+    paths, culprits = [], []
+    for folder_mode, file_mode, culprit in rights:
+        # pytest's own folders are closed to others.
+        folder = Path(mkdtemp(prefix=RUN))
+        paths.append(folder / "jobs.db")
+        culprits.append(folder / culprit)
+        new_token(f"sqlite:///{paths[-1]}")
+        paths[-1].chmod(file_mode)
+        folder.chmod(folder_mode)
     done = subprocess.run(
-        [sys.executable, "-c", ASK_AS_ANOTHER, f"sqlite:///{path}"],
+        [sys.executable, "-c", ASK_AS_ANOTHER, *(f"sqlite:///{p}" for p in paths)],
         cwd=ROOT,
         env={"PATH": os.environ["PATH"]},
         capture_output=True,
         check=True,
         text=True,
     )
-    folder.chmod(0o755)
-    rmtree(folder)
-    assert done.stdout == "503\n"
-    _, line = done.stderr.splitlines()
-    named = {"folder": folder, "file": path}[culprit]
-    assert f"cannot be read: {path}: " in line
-    assert f"({named} must be readable and writable for this user)" in line
+    assert done.stdout == "503\n" * len(paths)
+    _, *lines = done.stderr.splitlines()
+    for path, culprit, line in zip(paths, culprits, lines, strict=True):
+        assert f"cannot be read: {path}: " in line
+        assert f"({culprit} must be readable and writable for this user)" in line
+        path.parent.chmod(0o755)
+        rmtree(path.parent)
 
 
 @sqlite_only
@@ -169,50 +169,6 @@ def test_locked_file_holds_nobody_up(start_server, seed, database_url):
     assert server.get("/api/jobs", seed.bearer).status == 200
 
 
-class Freezer(Forwarder):
-    """A forwarder to a server that stands still while its machine acknowledges."""
-
-    def __init__(self, host, port):
-        self.flows = threading.Event()
-        self.flows.set()
-        super().__init__(host, port)
-
-    def pump(self, source, sink):
-        super().pump(Waiting(source, self.flows), sink)
-
-
-class Waiting:
-    """A socket that gives what it receives when it may."""
-
-    def __init__(self, source, flows):
-        self.source, self.flows = source, flows
-
-    def recv(self, size):
-        data = self.source.recv(size)
-        self.flows.wait()
-        return data
-
-
-@postgresql_only
-def test_database_that_hangs_is_given_up(start_server, seed, paths, database_url):
-    """503 whatever it does, and 200 with the right answers when it goes on."""
-    url = make_url(database_url)
-    freezer = Freezer(url.host, url.port or 5432)
-    url = url.set(host="127.0.0.1", port=freezer.port)
-    server = start_server(DATABASE_URL=url.render_as_string(False))
-    expected = [server.get(path, seed.bearer).body for path in paths]
-    freezer.flows.clear()
-    with Load(server, paths, seed.bearer, clients=12) as load:
-        wait_until(lambda: len(load.answers) >= 12)
-    freezer.flows.set()
-    assert {answer.status for answer in load.answers} == {503}
-    assert max(answer.seconds for answer in load.answers) < 15
-    for _ in range(3):
-        assert [server.get(path, seed.bearer).body for path in paths] == expected
-    assert "No answer within" in server.log() and "Traceback" not in server.log()
-    freezer.cut()
-
-
 @postgresql_only
 def test_writers_see_each_other_whatever_the_default_isolation(
     make_app, database_url, new_state
@@ -237,7 +193,7 @@ def test_writers_see_each_other_whatever_the_default_isolation(
             stderr=subprocess.STDOUT,
             text=True,
         )
-        for _ in range(3)
+        for _ in range(2)
     ]
     for process in processes:
         process.stdin.write(json.dumps(project))
@@ -245,7 +201,7 @@ def test_writers_see_each_other_whatever_the_default_isolation(
     said = [process.stdout.read() for process in processes]
     for process in processes:
         process.stdout.close()
-    assert [process.wait() for process in processes] == [0, 0, 0], said
+    assert [process.wait() for process in processes] == [0, 0], said
 
 
 @pytest.mark.parametrize("argument", ["connect_timeout", "tcp_user_timeout"])

@@ -5,7 +5,7 @@ import os
 from shutil import which
 
 import pytest
-from conftest import sqlite_only
+from conftest import served, sqlite_only
 from selenium.webdriver import Chrome, ChromeOptions, ChromeService
 from selenium.webdriver.common.by import By
 from selenium.webdriver.support.expected_conditions import element_to_be_clickable
@@ -40,11 +40,11 @@ def requested_urls(browser):
             yield message["params"]["request"]["url"]
 
 
-@sqlite_only
-def test_person_reads_the_demo_s_jobs_on_the_page(empty_app, start_server, browser):
+@served()
+def test_person_reads_the_demo_s_jobs_on_the_page(server, flask, browser):
     """With nothing from elsewhere, and no error in the console."""
-    token = empty_app.test_cli_runner().invoke(args=["demo"]).stdout.split()[1]
-    root = f"http://127.0.0.1:{start_server().port}"
+    token = flask("demo").split()[1]
+    root = f"http://127.0.0.1:{server.port}"
 
     def element(selector):
         clickable = element_to_be_clickable((By.CSS_SELECTOR, selector))

@@ -56,9 +56,9 @@ def program(name):
     return which(name, path=os.pathsep.join([*folders, os.environ["PATH"]]))
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def servers():
-    """A primary and its standby."""
+    """A primary and its standby, both of which a test leaves as they were."""
     if not all(map(program, ("initdb", "pg_basebackup", "pg_ctl"))):
         assert not os.environ.get("CI"), "CI must have PostgreSQL's programs"
         pytest.skip("needs initdb, pg_basebackup and pg_ctl")
@@ -101,19 +101,21 @@ def bearer(servers, make_app):
 
 def test_either_host_may_go(servers, bearer, start_server):
     """Under load, and come back: two seconds later all answers are right."""
-    server = start_server("--workers", "2", DATABASE_URL=url_of(*servers))
+    server = start_server(DATABASE_URL=url_of(*servers))
     expected = server.get("/api/jobs", bearer).body
     assert json.loads(expected)["meta"]["total_entries"] == 3
     late = []
-    with Load(server, ["/api/jobs"], bearer) as load:
+    with Load(server, ["/api/jobs"], bearer, clients=2) as load:
         for gone in servers:
             load.wait_for(50)
             gone.stop()
-            recovered = time.monotonic() + 2
-            wait_until(lambda t=recovered: load.answers[-1].began > t)
-            load.wait_for(50)
-            late += [one for one in load.answers if one.began > recovered]
-            gone.start()
+            try:
+                recovered = time.monotonic() + 2
+                wait_until(lambda t=recovered: load.answers[-1].began > t)
+                load.wait_for(50)
+                late += [one for one in load.answers if one.began > recovered]
+            finally:
+                gone.start()
     assert load.cut == []
     assert {answer.status for answer in load.answers} <= {200, 503}
     assert {answer.status for answer in late} == {200}

@@ -33,11 +33,13 @@ from database import db, writing
 
 
 class Forwarder:
-    """A TCP forwarder to a server, which can be cut and mended."""
+    """A TCP forwarder to a server, which can be cut and mended, or held up."""
 
     def __init__(self, host, port):
         self.target = (host, port)
         self.connections = []
+        self.flows = threading.Event()
+        self.flows.set()
         self.port = free_port()
         self.mend()
 
@@ -57,6 +59,7 @@ class Forwarder:
     def pump(self, source, sink):
         with suppress(OSError):
             while data := source.recv(65536):
+                self.flows.wait()
                 sink.sendall(data)
         with suppress(OSError):
             sink.shutdown(socket.SHUT_RDWR)
@@ -151,6 +154,26 @@ def test_database_that_restarts_under_load(server, seed, paths, forwarder):
     assert {answer.status for answer in load.answers[-50:]} == {200}
     assert load.cut == []
     assert "Traceback" not in server.log()
+
+
+@postgresql_only
+def test_database_that_hangs_is_given_up(server, seed, paths, forwarder):
+    """503 whatever it does, and 200 with the right answers when it goes on.
+
+    Its machine goes on to acknowledge what it is sent.
+    """
+    expected = [server.get(path, seed.bearer).body for path in paths]
+    forwarder.flows.clear()
+    try:
+        with Load(server, paths, seed.bearer, clients=12) as load:
+            wait_until(lambda: len(load.answers) >= 12)
+    finally:
+        forwarder.flows.set()
+    assert {answer.status for answer in load.answers} == {503}
+    assert max(answer.seconds for answer in load.answers) < 15
+    for _ in range(3):
+        assert [server.get(path, seed.bearer).body for path in paths] == expected
+    assert "No answer within" in server.log() and "Traceback" not in server.log()
 
 
 @postgresql_only

@@ -4,6 +4,7 @@ import json
 import os
 import re
 import resource
+import shlex
 import shutil
 import signal
 import socket
@@ -11,14 +12,25 @@ import subprocess
 import sys
 import time
 from base64 import b64encode
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
-from urllib.request import urlopen
 
 import pytest
-from conftest import PATIENCE, ROOT, RUN, Server, free_port, sqlite_only, wait_until
+from conftest import (
+    PATIENCE,
+    ROOT,
+    RUN,
+    Server,
+    free_port,
+    run_command,
+    served,
+    sqlite_only,
+    wait_until,
+)
 from test_deployment import files_in_image
 from test_server import Load
 
+from app import create_app
 from database import db
 
 LINE = r"\[[-\d]+ [:\d]+ [+-]\d{4}\] \[\d+\] \[[A-Z]+\] .+"
@@ -50,28 +62,48 @@ def making(target, folder, **variables):
         process.wait(PATIENCE)
 
 
+# In one piece, though others write too.
+SLOW_TO_ANSWER = r"""
+import os, time
+from flask import request
+@app.before_request
+def wait():
+    if request.path == "/api/jobs":
+        os.write(2, b"has begun\n")
+        time.sleep(1)
+"""
+
+
 @sqlite_only
-def test_ctrl_c_finishes_what_has_begun_and_is_quiet(start_server, seed, paths):
-    """It reaches the master and its workers at once."""
-    server = start_server("--workers", "2")
-    with Load(server, paths, seed.bearer) as load:
-        load.wait_for(50)
-        for pid in (server.process.pid, *server.workers()):
-            os.kill(pid, signal.SIGINT)
-        assert server.process.wait(PATIENCE) == 0
-    assert {answer.status for answer in load.answers} == {200}
-    for answer in load.answers:
-        assert json.loads(answer.body)["data"]
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+def test_every_answer_that_has_begun_is_finished(start_server, seed, checkout, number):
+    """Before a stop, Ctrl-C or a reload, which is quiet."""
+    with (checkout / "wsgi.py").open("a") as file:
+        file.write(SLOW_TO_ANSWER)
+    server = start_server("--workers", "2", folder=checkout)
+    before = server.workers()
+    with ThreadPoolExecutor() as pool:
+        answers = [pool.submit(server.get, "/api/jobs", seed.bearer) for _ in range(4)]
+        wait_until(lambda: server.log().count("has begun") == len(answers))
+        server.process.send_signal(number)
+        if number == signal.SIGINT:
+            # Ctrl-C reaches the master and its workers at once.
+            for pid in before:
+                os.kill(pid, number)
+        for answer in answers:
+            assert json.loads(answer.result().body)["data"]
+    if number == signal.SIGHUP:
+        wait_until(lambda: not {*before} & {*server.workers()})
+        server.stop()
+    assert server.process.wait(PATIENCE) == 0
     assert "Traceback" not in server.log() and "SystemExit" not in server.log()
 
 
-# The first that a worker does of ours.
+# As if each worker took long to come to the first instruction of ours.
 SLOW_TO_START = """
-import time
-start = post_fork
-def post_fork(server, worker):
-    time.sleep(2)
-    start(server, worker)
+def on_starting(server):
+    sleep = monkey.get_original("time", "sleep")
+    os.register_at_fork(after_in_child=lambda: sleep(2))
 """
 
 
@@ -84,7 +116,7 @@ def test_server_that_has_just_started_ends_at_once(
     with (checkout / "gunicorn.conf.py").open("a") as file:
         file.write(SLOW_TO_START)
     server = Server(database_url, tmp_path / "log", folder=checkout)
-    wait_until(lambda: "Booting worker" in server.log())
+    wait_until(lambda: "Using worker" in server.log() and server.workers())
     began = time.monotonic()
     server.process.send_signal(number)
     assert server.process.wait(PATIENCE) == 0
@@ -105,87 +137,88 @@ def test_port_that_is_taken_is_told_before_anything_is_done(checkout):
     assert not (checkout / "instance/jobs.db").exists()
 
 
-def test_restart_leaves_the_demo_s_token_good(checkout):
-    """It can be pasted again after a second ``make serve``."""
-    port, tokens = free_port(), []
-    for _ in range(2):
-        with making("serve", checkout, PORT=str(port)):
-            wait_until(lambda: "Booting worker" in (checkout / "err").read_text())
-            tokens += re.findall("Token: (.+)", (checkout / "out").read_text())
-            for token in tokens:
-                curl = ["curl", "--silent", "--fail", "--retry", "9"]
-                curl += ["--retry-connrefused", "-H", f"Authorization: Bearer {token}"]
-                curl.append(f"http://127.0.0.1:{port}/api/jobs")
-                assert json.loads(subprocess.check_output(curl))["meta"]
-    assert len({*tokens}) == 2
-
-
-def test_no_demo_among_projects_of_one_s_own(checkout, new_state):
-    """But a line that says how to make a token."""
-    flask = [sys.executable, "-m", "flask"]
-    options = {"cwd": checkout, "env": {"PATH": os.environ["PATH"]}, "text": True}
-    subprocess.check_call([*flask, "init-db"], **options)
-    command = [*flask, "import-project", "-", "--member", "you@example.org"]
-    subprocess.run(command, input=json.dumps(new_state()), check=True, **options)
-    with making("serve", checkout, PORT=str(free_port())):
-        wait_until(lambda: "Booting worker" in (checkout / "err").read_text())
-    [line] = (checkout / "out").read_text().splitlines()[-1:]
-    assert "flask create-token" in line
-    assert subprocess.check_output([*flask, "list-tokens"], **options) == ""
-
-
-@sqlite_only
-def test_reload_serves_the_new_code(start_server, seed, paths, checkout):
-    """Of whichever module, and loses no request."""
-    server = start_server("--workers", "2", folder=checkout)
-    for module, old, new in (
-        ("app.py", '{"status": "ok"}', '{"status": "new"}'),
-        ("schemas.py", '"total_entries"', '"total"'),
-        ("config.py", "between", "from"),
-    ):
-        path = checkout / module
-        path.write_text(path.read_text().replace(old, new))
-    with Load(server, paths, seed.bearer) as load:
-        load.wait_for(50)
-        server.process.send_signal(signal.SIGHUP)
-        wait_until(lambda: b"new" in server.get("/health_check").body)
-        wait_until(lambda: len(server.workers()) == 2)
-        load.wait_for(50)
-    assert load.cut == []
-    assert {answer.status for answer in load.answers} == {200}
-    meta = json.loads(server.get("/api/jobs", seed.bearer).body)["meta"]
-    assert "total" in meta and "total_entries" not in meta
-
-
-def test_new_master_takes_over_from_what_make_serve_started(checkout):
-    """After USR2 to the old one, and TERM."""
-    log = checkout / "err"
+def test_what_make_serve_prints_can_be_pasted_and_usr2_changes_the_master(checkout):
+    """After TERM to the old one the new one goes on, with the same token."""
+    log, port = checkout / "err", free_port()
 
     def masters():
         return re.findall(r"Listening at: .* \((\d+)\)", log.read_text())
 
-    port = free_port()
     with making("serve", checkout, PORT=str(port)) as process:
         wait_until(lambda: "Booting worker" in log.read_text())
+        [line] = re.findall("^curl .*", (checkout / "out").read_text(), re.MULTILINE)
+        curl = [*shlex.split(line), "--silent", "--fail", "--retry", "9"]
+        curl += ["--retry-connrefused"]
+        assert json.loads(subprocess.check_output(curl))["meta"]["total_entries"] == 3
         os.kill(int(masters()[0]), signal.SIGUSR2)
         wait_until(lambda: log.read_text().count("Booting worker") == 2)
         os.kill(int(masters()[0]), signal.SIGTERM)
         process.wait(PATIENCE)
-        with urlopen(f"http://127.0.0.1:{port}/health_check") as answer:
-            assert answer.status == 200
+        assert json.loads(subprocess.check_output(curl))["meta"]["total_entries"] == 3
         os.kill(int(masters()[1]), signal.SIGTERM)
         wait_until(lambda: log.read_text().count("Shutting down: Master") == 2)
 
 
+def test_make_serve_makes_no_demo_among_projects_of_one_s_own(checkout, new_state):
+    """But a line that says how to make a token."""
+    (checkout / "instance").mkdir()
+    url = f"sqlite:///{checkout}/instance/jobs.db"
+    app = create_app({"DATABASE_URL": url})
+    run_command(app, "init-db")
+    run_command(app, "import-project", "-", input=json.dumps(new_state()))
+    with making("serve", checkout, PORT=str(free_port())):
+        wait_until(lambda: "Booting worker" in (checkout / "err").read_text())
+    [line] = (checkout / "out").read_text().splitlines()[-1:]
+    assert "flask create-token" in line
+    assert run_command(app, "list-tokens") == ""
+    with app.app_context():
+        db.engine.dispose()
+
+
+TELL_TALE = r"""
+import os
+os.write(2, f"{os.getpid()} runs {__name__}\n".encode())
+"""
+
+
 @sqlite_only
-def test_health_is_told_by_address_too(start_server, seed):
+def test_reload_serves_the_new_code(start_server, seed, paths, checkout):
+    """Of every module, and loses no request."""
+    server = start_server("--workers", "2", folder=checkout)
+    before = {*server.workers()}
+    modules = [path for path in checkout.glob("*.py") if path.stem.isidentifier()]
+    for module in modules:
+        with module.open("a") as file:
+            file.write(TELL_TALE)
+    with Load(server, paths, seed.bearer, pause=0.002) as load:
+        load.wait_for(50)
+        server.process.send_signal(signal.SIGHUP)
+        wait_until(
+            lambda: len(server.workers()) == 2 and not before & {*server.workers()}
+        )
+        load.wait_for(50)
+    assert load.cut == []
+    assert {answer.status for answer in load.answers} == {200}
+    for worker in server.workers():
+        wait_until(lambda worker=worker: f"{worker} runs wsgi" in server.log())
+        names = {*re.findall(rf"^{worker} runs (\w+)$", server.log(), re.MULTILINE)}
+        assert names == {module.stem for module in modules}
+
+
+@sqlite_only
+def test_health_is_told_by_address_too(make_app, seed):
     """Load balancers ask so, whatever the names of the service are."""
-    server = start_server(TRUSTED_HOSTS="jobs.example.org")
-    for host in ("127.0.0.1", f"10.0.0.7:{server.port}", "[::1]:8000", "localhost"):
-        assert server.get("/health_check", {"Host": host}).status == 200
-        assert server.get("/api/jobs", seed.bearer | {"Host": host}).status == 400
-        assert server.get("/nothing", {"Host": host}).status == 400
-    assert server.get("/health_check", {"Host": "a b"}).status == 400
+    client = make_app(TRUSTED_HOSTS="jobs.example.org").test_client()
+
+    def status(path, host):
+        headers = seed.bearer | {"Host": host}
+        return client.get(path, headers=headers).status_code
+
+    for host in ("127.0.0.1", "10.0.0.7:8001", "[::1]:8000", "localhost"):
+        assert status("/health_check", host) == 200
+        assert status("/api/jobs", host) == 400
+        assert status("/nothing", host) == 400
+    assert status("/health_check", "a b") == 400
 
 
 @sqlite_only
@@ -200,11 +233,12 @@ def test_names_of_hosts_have_no_case_and_may_end_in_a_dot(make_app, seed, host):
 
 
 @sqlite_only
-def test_log_has_one_form(start_server, tmp_path):
-    """gunicorn's, for what Flask and the service say too; a path makes no line."""
-    url = f"sqlite:///{tmp_path}/none.db"
-    server = start_server(DATABASE_URL=url)
-    assert server.get("/health_check").status == 503
+def test_service_without_its_database_is_live_and_not_ready(start_server, tmp_path):
+    """And says so in one form, gunicorn's, in which a path makes no line."""
+    hosts = {"TRUSTED_HOSTS": "jobs.example.org,127.0.0.1"}
+    server = start_server(DATABASE_URL=f"sqlite:///{tmp_path}/none.db", **hosts)
+    assert server.get("/health_check", {"Host": "10.0.0.1"}).status == 503
+    assert server.get("/api/openapi.json", {"Host": "jobs.example.org"}).status == 200
     headers = {"Authorization": "Bearer x"}
     assert server.get("/api/jobs/x%0aforged", headers).status == 503
     server.stop()
@@ -226,10 +260,9 @@ def test_path_cannot_forge_a_line_of_the_log(app, seed, set_columns, caplog):
     assert "\n" not in record.message
 
 
-@sqlite_only
-def test_no_token_is_in_the_log(start_server, seed):
+@served()
+def test_no_token_is_in_the_log(server, seed):
     """Not of a head that is malformed, nor of an argument that RFC 6750 warns of."""
-    server = start_server("--access-logfile", "-")
     token = seed.bearer["Authorization"].removeprefix("Bearer ")
     for head in (
         f"Authorization Bearer {token}",
@@ -247,7 +280,8 @@ def test_no_token_is_in_the_log(start_server, seed):
     basic = b64encode(f"{token}:".encode()).decode()
     assert server.get("/api/jobs", {"Authorization": f"Basic {basic}"}).status == 401
     assert server.get(f"/api/jobs?access%5Ftoken={token}").status == 401
-    server.stop()
+    # A line follows its answer.
+    wait_until(lambda: "access%5Ftoken=" in server.log())
     assert token not in server.log()
     assert "GET /api/jobs?page=1&access_token=… HTTP/1.1" in server.log()
     assert "Invalid request from ip=127.0.0.1" in server.log()
@@ -256,10 +290,9 @@ def test_no_token_is_in_the_log(start_server, seed):
 ASK = b"GET /api/docs/swagger-ui-bundle.js HTTP/1.1\r\nHost: h\r\n\r\n" * 6
 
 
-@sqlite_only
-def test_clients_who_ask_and_do_not_read_are_cut_off(app, start_server):
+@served()
+def test_clients_who_ask_and_do_not_read_are_cut_off(server):
     """However many, with an open file for each, and the others are served."""
-    server = start_server()
     [worker] = server.workers()
     with ExitStack() as stack:
         clients = [stack.enter_context(server.connect()) for _ in range(1100)]
@@ -287,19 +320,3 @@ def test_worker_takes_as_many_as_it_may_have_files(app, start_server):
         assert server.get("/health_check").status == 200
         assert server.get("/api/docs").status == 200
     assert "Traceback" not in server.log() and "Too many open files" not in server.log()
-
-
-@sqlite_only
-def test_page_and_links_work_below_a_prefix(start_server, seed):
-    server = start_server(SCRIPT_NAME="/openfn")
-    page = server.get("/openfn/api/docs").body.decode()
-    policy = server.get("/openfn/api/docs").headers["Content-Security-Policy"]
-    assert "frame-ancestors 'none'" in policy and "unsafe-eval" not in policy
-    paths = re.findall(r'(?:src|href)="([^"]+)"|url: "([^"]+)"', page)
-    for path in ("".join(pair) for pair in paths):
-        assert path.startswith("/openfn/api/")
-        assert server.get(path).status == 200
-    document = json.loads(server.get("/openfn/api/openapi.json").body)
-    assert document["servers"][0]["url"] == "/openfn"
-    links = json.loads(server.get("/openfn/api/jobs", seed.bearer).body)["links"]
-    assert links["self"] == f"http://127.0.0.1:{server.port}/openfn/api/jobs"

@@ -4,13 +4,14 @@ import json
 import os
 import re
 import socket
-import sqlite3
 import subprocess
 import sys
+from pathlib import Path
 from shutil import which
 
 import pytest
-from conftest import ROOT, RUN, free_port, sqlite_only
+from conftest import ROOT, RUN, free_port, served, sqlite_only
+from sqlalchemy import make_url
 from test_lightning import GRANTS
 
 from config import Settings
@@ -76,9 +77,9 @@ def read_pages(tmp_path, seed):
         process.communicate()
 
 
-@sqlite_only
-def test_script_reads_all_pages(start_server, read_pages, seed):
-    process = read_pages(start_server().port, stdout=subprocess.PIPE)
+@served()
+def test_script_reads_all_pages(server, read_pages, seed):
+    process = read_pages(server.port, stdout=subprocess.PIPE)
     names = [job["name"] for flow in seed.state["workflows"] for job in flow["jobs"]]
     assert process.communicate(timeout=30)[0].split("\n") == [*names, ""]
     assert process.returncode == 0
@@ -91,19 +92,22 @@ def test_script_fails_where_nobody_listens(read_pages):
     assert process.returncode == 7
 
 
-@sqlite_only
+@served()
 def test_script_fails_where_the_database_goes_away(
-    start_server, read_pages, seed, import_state, new_state, tmp_path
+    server, read_pages, seed, import_state, new_state
 ):
     """Though it has printed what it got until then."""
     import_state(new_state(jobs=1000), "you@example.org")
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    process = read_pages(start_server().port, **pipes)
+    process = read_pages(server.port, **pipes)
     assert process.stdout.readline() == "Job 0\n"
-    with sqlite3.connect(tmp_path / "jobs.db") as connection:
-        connection.execute("ALTER TABLE jobs RENAME TO gone")
-    connection.close()
-    assert "503" in process.communicate(timeout=30)[1]
+    path = Path(make_url(server.database_url).database)
+    path.rename(f"{path}.away")
+    try:
+        said = process.communicate(timeout=30)[1]
+    finally:
+        Path(f"{path}.away").rename(path)
+    assert "503" in said
     assert process.returncode == 22
 
 
@@ -120,7 +124,7 @@ def test_jobs(jobs_api):
     with urlopen(request) as response:
         assert json.load(response)["meta"]["total_entries"] == 3
     print(f"asked {url}.")
-    assert config.IS_RIGHT
+    assert not config.IS_WRONG
 """
 
 
@@ -128,17 +132,17 @@ def test_jobs(jobs_api):
 def run_elsewhere(tmp_path, new_state):
     """A function that tests another project with the README's fixture."""
     (tmp_path / "app.py").touch()
+    (tmp_path / "config.py").write_text("IS_WRONG = True")
     (tmp_path / "projectState.json").write_text(json.dumps(new_state(jobs=3)))
     (tmp_path / "test_elsewhere.py").write_text(ELSEWHERE)
     example = block("python", "jobs_api").replace("/srv/jobs", str(ROOT))
 
-    def run(is_right=True, served="wsgi:app"):
-        (tmp_path / "config.py").write_text(f"IS_RIGHT = {is_right}")
+    def run(served="wsgi:app"):
         (tmp_path / "conftest.py").write_text(example.replace("wsgi:app", served))
         return subprocess.run(
             [sys.executable, "-m", "pytest", "-W", "error"],
             cwd=tmp_path,
-            env={"JOBS_TEST_RUN": RUN},
+            env={"JOBS_TEST_RUN": RUN, "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"},
             text=True,
             stdout=subprocess.PIPE,
         )
@@ -146,16 +150,14 @@ def run_elsewhere(tmp_path, new_state):
     return run
 
 
-def test_fixture_serves_other_projects(run_elsewhere):
+def test_fixture_serves_other_projects_and_ends_with_a_test_that_fails(run_elsewhere):
+    """At its last line, and shows what the service has logged."""
     done = run_elsewhere()
-    assert done.returncode == 0, done.stdout
-
-
-def test_fixture_ends_with_a_test_that_fails(run_elsewhere):
-    """And shows what the service has logged."""
-    done = run_elsewhere(is_right=False)
     assert done.returncode == 1 and "Booting worker" in done.stdout, done.stdout
+    assert "- assert not True" in done.stdout
     [port] = re.findall(r"^asked http://127.0.0.1:(\d+)", done.stdout, re.MULTILINE)
+    # And no error beside it.
+    assert "= 1 failed in" in done.stdout
     with pytest.raises(ConnectionRefusedError):
         socket.create_connection(("127.0.0.1", int(port)))
 

@@ -1,6 +1,5 @@
 """A real gunicorn: clients that misbehave, signals, logs."""
 
-import json
 import os
 import signal
 import socket
@@ -23,10 +22,15 @@ class Answer(NamedTuple):
 
 
 class Load:
-    """Clients that ask in turn until they are told to stop, and what they got."""
+    """Clients that ask in turn until they are told to stop, and what they got.
 
-    def __init__(self, server, paths, headers, clients=4):
+    The shorter the pause of a client, in seconds, the more answers are under way at any
+    moment, and the longer everything else takes.
+    """
+
+    def __init__(self, server, paths, headers, clients=4, pause=0.05):
         self.server, self.paths, self.headers = server, paths, headers
+        self.pause = pause
         self.answers, self.cut = [], []
         self.stopped = threading.Event()
         self.threads = [threading.Thread(target=self.run) for _ in range(clients)]
@@ -53,6 +57,7 @@ class Load:
                     seconds = time.monotonic() - began
                     answer = Answer(response.status, response.body, began, seconds)
                     self.answers.append(answer)
+                self.stopped.wait(self.pause)
 
     def wait_for(self, count):
         """Return when so many more answers have come."""
@@ -69,17 +74,17 @@ def assert_that_two_workers_serve(server, paths, headers):
     wait_until(lambda: len(server.workers()) == 2)
 
 
-@served(workers=2)
+@served("--workers 2")
 def test_workers_connect_after_they_were_forked(server, seed, paths):
     """And several of them serve at once, with keep-alive or without."""
     assert_that_two_workers_serve(server, paths, seed.bearer)
 
 
-@served(workers=2)
+@served("--workers 2")
 def test_killed_worker_is_replaced(server, seed, paths):
     """Its own requests are cut, all others are answered."""
     with Load(server, paths, seed.bearer) as load:
-        for _ in range(3):
+        for _ in range(2):
             load.wait_for(50)
             victim = server.workers()[0]
             os.kill(victim, signal.SIGKILL)
@@ -87,42 +92,7 @@ def test_killed_worker_is_replaced(server, seed, paths):
             wait_until(lambda: len(server.workers()) == 2)
         load.wait_for(50)
     assert {answer.status for answer in load.answers} == {200}
-    assert len(load.cut) <= 3 * 4
-
-
-@served(workers=2)
-def test_reloading_loses_no_request(server, seed, paths):
-    """All workers are replaced under load, twice, and no client notices."""
-    with Load(server, paths, seed.bearer) as load:
-        for _ in range(2):
-            load.wait_for(50)
-            before = set(server.workers())
-            server.process.send_signal(signal.SIGHUP)
-            wait_until(
-                lambda before=before: (
-                    len(server.workers()) == 2 and not before & {*server.workers()}
-                )
-            )
-        load.wait_for(50)
-    assert {answer.status for answer in load.answers} == {200}
-    assert load.cut == []
-
-
-@sqlite_only
-def test_stopping_cuts_no_answer_off(start_server, seed, paths):
-    server = start_server("--workers", "2")
-    with Load(server, paths, seed.bearer) as load:
-        load.wait_for(50)
-        server.stop()
-    assert {answer.status for answer in load.answers} == {200}
-    for answer in load.answers:
-        assert json.loads(answer.body)["data"]
-    # Those that came too late were refused or closed without one byte of an answer.
-    assert {type(error).__name__ for error in load.cut} <= {
-        "ConnectionRefusedError",
-        "ConnectionResetError",
-        "RemoteDisconnected",
-    }
+    assert len(load.cut) <= 2 * 4
 
 
 def head(answer):
@@ -148,7 +118,7 @@ GARBAGE = [
 ]
 
 
-@served(workers=1)
+@served()
 def test_garbage_is_refused(server):
     """By gunicorn, with a 4xx of its own or none, and the next request is answered."""
     for request in GARBAGE:
@@ -184,7 +154,7 @@ ODD_REQUESTS = [
 ]
 
 
-@served(workers=1)
+@served()
 def test_odd_request_gets_its_answer(server, seed):
     """In JSON, and without a link to elsewhere."""
     token = seed.bearer["Authorization"].encode()
@@ -212,7 +182,7 @@ DAWDLERS = [
 ]
 
 
-@served(workers=1)
+@served()
 def test_dawdlers_hold_nobody_up(server, seed):
     """Though they may take longer than the others wait for their answers."""
     with ExitStack() as stack:
@@ -241,7 +211,7 @@ def test_dawdlers_are_cut_off(start_server):
     assert "Traceback" not in server.log()
 
 
-@served(workers=1)
+@served()
 def test_answers_that_nobody_reads_hold_nobody_up(
     server, import_state, new_state, bearer
 ):
@@ -265,7 +235,7 @@ def test_answers_that_nobody_reads_hold_nobody_up(
             assert server.get("/api/jobs", headers).status == 200
 
 
-@served(workers=1)
+@served()
 def test_body_that_nobody_reads_costs_no_answer(server):
     connection = HTTPConnection("127.0.0.1", server.port, timeout=PATIENCE)
     with closing(connection):
@@ -273,7 +243,7 @@ def test_body_that_nobody_reads_costs_no_answer(server):
         assert connection.getresponse().status == 405
 
 
-@served(workers=1)
+@served()
 def test_connection_serves_one_request_after_another(server, seed):
     """However they are cut into packets."""
     token = seed.bearer["Authorization"].encode()
@@ -290,7 +260,7 @@ def test_connection_serves_one_request_after_another(server, seed):
         assert answers.count(b"Connection: close") == 1
 
 
-@served(workers=1)
+@served()
 def test_access_log_has_a_line_a_request_without_the_token(server, seed):
     token = seed.bearer["Authorization"].removeprefix("Bearer ")
     requests = [
