@@ -9,11 +9,12 @@ import subprocess
 import sys
 import time
 from contextlib import ExitStack, closing, contextmanager, suppress
+from fnmatch import fnmatch
 from functools import partial
 from http.client import HTTPConnection, HTTPException
 from pathlib import Path
 from random import randrange
-from shutil import copyfile, rmtree
+from shutil import copy2, copyfile, rmtree
 from tempfile import gettempdir
 from types import SimpleNamespace
 from uuid import uuid4
@@ -358,6 +359,30 @@ def paths(seed):
         f"/api/jobs/{job}",
         f"/api/projects/{project}/jobs/{job}",
     ]
+
+
+def files_in_image():
+    """What the Dockerfile copies, where the last rule that fits a name decides."""
+    ignored = (ROOT / ".dockerignore").read_text().split()
+    copied = re.findall(
+        r"^COPY (.*) \./$", (ROOT / "Dockerfile").read_text(), re.MULTILINE
+    )
+    for name in os.listdir(ROOT):
+        rules = [rule for rule in ignored if fnmatch(name, rule.removeprefix("!"))]
+        is_let_in = not rules or rules[-1].startswith("!")
+        if is_let_in and any(fnmatch(name, form) for form in " ".join(copied).split()):
+            yield name
+
+
+@pytest.fixture
+def checkout(tmp_path):
+    """A folder with what the image has and nothing else, which tests may change."""
+    folder = tmp_path / "checkout"
+    folder.mkdir()
+    # With its time, by which make tells whether the libraries are those of the list.
+    for name in files_in_image():
+        copy2(ROOT / name, folder)
+    return folder
 
 
 def wait_until(condition, seconds=PATIENCE):

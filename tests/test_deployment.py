@@ -4,20 +4,19 @@ import json
 import os
 import re
 import shlex
-import shutil
 import signal
 import socket
 import ssl
 import subprocess
 import sys
 from contextlib import closing
-from fnmatch import fnmatch
 from http.client import HTTPSConnection
 
 import pytest
 from conftest import (
     ROOT,
     RUN,
+    files_in_image,
     free_port,
     postgresql_only,
     served,
@@ -178,28 +177,6 @@ def test_unit_is_sound_and_confined(tmp_path):
     assert "jobs.service" not in verified.stdout
     security = ["security", "--offline=true", "--threshold=30", unit]
     assert subprocess.run([*command, *security]).returncode == 0
-
-
-def files_in_image():
-    """What the Dockerfile copies, where the last rule that fits a name decides."""
-    ignored = (ROOT / ".dockerignore").read_text().split()
-    copied = re.findall(
-        r"^COPY (.*) \./$", (ROOT / "Dockerfile").read_text(), re.MULTILINE
-    )
-    for name in os.listdir(ROOT):
-        rules = [rule for rule in ignored if fnmatch(name, rule.removeprefix("!"))]
-        is_let_in = not rules or rules[-1].startswith("!")
-        if is_let_in and any(fnmatch(name, form) for form in " ".join(copied).split()):
-            yield name
-
-
-@pytest.fixture
-def checkout(tmp_path):
-    """A folder with nothing but what the image has, too."""
-    (tmp_path / "checkout").mkdir()
-    for file in files_in_image():
-        shutil.copy(ROOT / file, tmp_path / "checkout")
-    return tmp_path / "checkout"
 
 
 def run_in(folder, *command):

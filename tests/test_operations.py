@@ -5,7 +5,6 @@ import os
 import re
 import resource
 import shlex
-import shutil
 import signal
 import socket
 import subprocess
@@ -14,6 +13,7 @@ import time
 from base64 import b64encode
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
+from shutil import copy2
 
 import pytest
 from conftest import (
@@ -27,7 +27,6 @@ from conftest import (
     sqlite_only,
     wait_until,
 )
-from test_deployment import files_in_image
 from test_server import Load
 
 from app import create_app
@@ -37,14 +36,11 @@ LINE = r"\[[-\d]+ [:\d]+ [+-]\d{4}\] \[\d+\] \[[A-Z]+\] .+"
 
 
 @pytest.fixture
-def checkout(tmp_path):
-    """A copy of what runs, which tests may change, with the tests' own libraries."""
-    folder = tmp_path / "checkout"
-    folder.mkdir()
-    for name in (*files_in_image(), "Makefile"):
-        shutil.copy2(ROOT / name, folder)
-    (folder / ".venv").symlink_to(sys.prefix)
-    return folder
+def checkout(checkout):
+    """With what ``make serve`` needs too, and the tests' own libraries."""
+    copy2(ROOT / "Makefile", checkout)
+    (checkout / ".venv").symlink_to(sys.prefix)
+    return checkout
 
 
 @contextmanager
