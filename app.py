@@ -17,9 +17,9 @@ import schemas
 from auth import require_access, require_job, token_required
 from cli import commands
 from config import load_config
-from database import init_database, is_unavailable, reading, reason
-from docs import docs
-from models import can_read, paginate
+from database import describe_error, init_database, is_unavailable, read_connection
+from models import health_query, paginate
+from swagger_ui import swagger_ui
 
 jobs = Blueprint("jobs", __name__)
 
@@ -31,28 +31,28 @@ def create_app(config: Mapping[str, Any] | None = None) -> Flask:
     # Flask checks TRUSTED_HOSTS on every path; ours spares the health check.
     app.config["KNOWN_HOSTS"] = app.config["TRUSTED_HOSTS"]
     app.config["TRUSTED_HOSTS"] = None
-    app.logger.addFilter(escape_controls)
+    app.logger.addFilter(escape_control_characters)
     init_database(app)
-    believe_proxies(app)
+    apply_proxy_fix(app)
     # Both answer with redirects, unless they are off before the first rule.
     app.url_map.strict_slashes = False
     app.url_map.merge_slashes = False
     app.register_blueprint(jobs)
-    app.register_blueprint(docs)
+    app.register_blueprint(swagger_ui)
     app.register_blueprint(commands)
-    app.register_error_handler(HTTPException, as_json)
-    app.register_error_handler(ValidationError, invalid_arguments)
-    app.register_error_handler(SQLAlchemyError, database_error)
+    app.register_error_handler(HTTPException, handle_http_exception)
+    app.register_error_handler(ValidationError, handle_validation_error)
+    app.register_error_handler(SQLAlchemyError, handle_database_error)
     return app
 
 
-def escape_controls(record: logging.LogRecord) -> bool:
+def escape_control_characters(record: logging.LogRecord) -> bool:
     """Keep a path from looking like a line of the log: Flask logs it decoded."""
     record.msg = record.msg.encode("unicode_escape").decode()
     return True
 
 
-def believe_proxies(app: Flask) -> None:
+def apply_proxy_fix(app: Flask) -> None:
     """Take what TRUSTED_PROXIES proxies forward for the caller's address and ours."""
     if count := app.config["TRUSTED_PROXIES"]:
         proxy_fix = ProxyFix(app.wsgi_app, x_for=count, x_proto=count, x_host=count)
@@ -60,7 +60,7 @@ def believe_proxies(app: Flask) -> None:
 
 
 @jobs.before_app_request
-def require_known_address() -> None:
+def check_host() -> None:
     """Refuse what links could not repeat: no host (400), no such scheme, ``//`` (404).
 
     Werkzeug gives an empty host for a malformed one, and overlooks slashes that are
@@ -89,8 +89,8 @@ def add_headers(response: Response) -> Response:
 @jobs.get("/health_check")
 def health_check() -> dict[str, str]:
     """Whether a table can be read: 200, or 503."""
-    with reading() as connection:
-        connection.execute(can_read).first()
+    with read_connection() as connection:
+        connection.execute(health_query).first()
     return {"status": "ok"}
 
 
@@ -110,7 +110,7 @@ def show_openapi() -> Response:
 @token_required
 def list_jobs() -> Response:
     """One page of the jobs that the caller can access, or of one project's."""
-    arguments = load_arguments("page", "page_size", "project_id")
+    arguments = load_query_params("page", "page_size", "project_id")
     return list_response(arguments, arguments.get("project_id"))
 
 
@@ -120,7 +120,7 @@ def list_project_jobs(project_id: str) -> Response:
     """One page of a project's jobs."""
     project_id = parse_id(project_id)
     url = url_for("jobs.list_project_jobs", project_id=project_id, _external=True)
-    return list_response(load_arguments("page", "page_size"), project_id, url)
+    return list_response(load_query_params("page", "page_size"), project_id, url)
 
 
 @jobs.get("/api/jobs/<job_id>")
@@ -129,8 +129,10 @@ def list_project_jobs(project_id: str) -> Response:
 def show_job(job_id: str, project_id: str | None = None) -> Response:
     """One job with its body, if it is in the project, where the path names one."""
     job_id, project_id = parse_id(job_id), project_id and parse_id(project_id)
-    load_arguments()
-    return cacheable(schemas.job_document(require_job(job_id, project_id), jobs_url()))
+    load_query_params()
+    return conditional_response(
+        schemas.job_document(require_job(job_id, project_id), jobs_url())
+    )
 
 
 def parse_id(text: str) -> str:
@@ -140,10 +142,12 @@ def parse_id(text: str) -> str:
     return text.lower()
 
 
-def load_arguments(*names: str) -> dict[str, Any]:
+def load_query_params(*names: str) -> dict[str, Any]:
     """The arguments of the request, with defaults; 400 for any that is not named."""
-    schema = schemas.arguments_schema(current_app.config["MAX_PAGE_SIZE"], only=names)
-    return schemas.check_arguments(schema, request.args)
+    schema = schemas.query_params_schema(
+        current_app.config["MAX_PAGE_SIZE"], only=names
+    )
+    return schemas.validate_query_params(schema, request.args)
 
 
 def jobs_url() -> str:
@@ -164,12 +168,12 @@ def list_response(
     meta = schemas.list_meta(number, size, page.total)
     given = {name: arguments[name] for name in arguments if name in request.args}
     links = schemas.list_links(url or root, given, number, meta["total_pages"])
-    response = cacheable(schemas.list_document(page.jobs, root, links, meta))
+    response = conditional_response(schemas.list_document(page.jobs, root, links, meta))
     response.headers["Link"] = schemas.link_header(links)
     return response
 
 
-def cacheable(document: dict[str, Any]) -> Response:
+def conditional_response(document: dict[str, Any]) -> Response:
     """The document as JSON, or a 304 for ``If-None-Match`` (RFC 9110)."""
     response = json_response(document)
     response.headers["Cache-Control"] = "private, no-cache"
@@ -186,7 +190,7 @@ def json_response(document: dict[str, Any]) -> Response:
     return Response(orjson.dumps(document), mimetype="application/json")
 
 
-def as_json(error: HTTPException) -> Response:
+def handle_http_exception(error: HTTPException) -> Response:
     """The error as JSON; its status and its headers stay its own."""
     detail = error.description
     # Our own 404s say what there is not; this one is the router's.
@@ -195,7 +199,7 @@ def as_json(error: HTTPException) -> Response:
     return error_response(error, [{"detail": detail}])
 
 
-def invalid_arguments(error: ValidationError) -> Response:
+def handle_validation_error(error: ValidationError) -> Response:
     """A 400 with an error object for each argument at fault."""
     faults = [
         {"detail": f"{name} {message}", "source": {"parameter": name}}
@@ -204,13 +208,13 @@ def invalid_arguments(error: ValidationError) -> Response:
     return error_response(BadRequest(), faults)
 
 
-def database_error(error: SQLAlchemyError) -> Response:
+def handle_database_error(error: SQLAlchemyError) -> Response:
     """A 503 and a line in the log where asking again may help, else a fault of ours."""
     if not is_unavailable(error) and request.endpoint != "jobs.health_check":
         raise error
-    current_app.logger.error("The database cannot be read: %s", reason(error))
+    current_app.logger.error("The database cannot be read: %s", describe_error(error))
     unavailable = "The database cannot be read now."
-    return as_json(ServiceUnavailable(unavailable, retry_after=5))
+    return handle_http_exception(ServiceUnavailable(unavailable, retry_after=5))
 
 
 def error_response(error: HTTPException, faults: list[dict[str, Any]]) -> Response:

@@ -13,7 +13,7 @@ from werkzeug.datastructures import WWWAuthenticate
 from werkzeug.exceptions import Unauthorized
 
 import models
-from database import Refused, db, reading
+from database import Refused, db, read_connection
 
 
 def create_token(user: models.User) -> tuple[str, models.UserToken]:
@@ -25,7 +25,9 @@ def create_token(user: models.User) -> tuple[str, models.UserToken]:
         raise Refused(f"The user {user.email} is disabled.")
     token = secrets.token_urlsafe(32)
     digest = sha256(token.encode()).digest()
-    row = models.UserToken(user_id=user.id, context=models.DIGEST, token=digest)
+    row = models.UserToken(
+        user_id=user.id, context=models.HASHED_API_TOKEN, token=digest
+    )
     db.session.add(row)
     db.session.flush()
     return token, row
@@ -38,20 +40,20 @@ def token_required(view: Callable[..., Any]) -> Callable[..., Any]:
     """
 
     @wraps(view)
-    def with_token(**path: str) -> Any:
+    def wrapped_view(**path: str) -> Any:
         """The view's answer to a caller who is known."""
         token = bearer_token()
         if not token:
             raise unauthorized()
         values = {"token": token, "digest": sha256(token).digest()}
-        with reading() as g.connection:
-            caller = g.connection.execute(models.find_caller, values).first()
-            if caller is None or is_too_old(caller.inserted_at):
+        with read_connection() as g.connection:
+            caller = g.connection.execute(models.caller_query, values).first()
+            if caller is None or is_expired(caller.inserted_at):
                 raise unauthorized("invalid_token")
             g.user_id = caller.user_id
             return view(**path)
 
-    return with_token
+    return wrapped_view
 
 
 def bearer_token() -> bytes:
@@ -71,7 +73,7 @@ def unauthorized(error: str | None = None) -> Unauthorized:
     return Unauthorized("A valid bearer token is required.", None, challenge)
 
 
-def is_too_old(inserted_at: datetime) -> bool:
+def is_expired(inserted_at: datetime) -> bool:
     """Whether a token has reached TOKEN_MAX_AGE_DAYS."""
     max_age = current_app.config["TOKEN_MAX_AGE_DAYS"]
     return max_age is not None and (models.utc_now() - inserted_at).days >= max_age
@@ -90,8 +92,8 @@ def require_job(job_id: str, project_id: str | None) -> RowMapping:
     connection: Connection = g.connection
     ids = {"user_id": g.user_id, "job_id": job_id, "project_id": project_id}
     if project_id is not None:
-        require_access(project_id, connection.scalar(models.find_project, ids))
-    job = connection.execute(models.find_job, ids).mappings().first()
+        require_access(project_id, connection.scalar(models.project_access_query, ids))
+    job = connection.execute(models.job_query, ids).mappings().first()
     if job is None:
         abort(404, f"There is no job {job_id}.")
     if project_id not in (None, job["project_id"]):

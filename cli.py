@@ -13,11 +13,11 @@ from flask import Blueprint, current_app
 from sqlalchemy import delete, select
 from sqlalchemy.exc import SQLAlchemyError
 
-import project_state
-from auth import create_token, is_too_old
-from database import Refused, db, reason, writing
+import project_import
+from auth import create_token, is_expired
+from database import Refused, db, describe_error, write_transaction
 from documents import InvalidFile
-from models import DIGEST, PLAIN, Base, Project, User, UserToken, utc_now
+from models import API_TOKEN, HASHED_API_TOKEN, Base, Project, User, UserToken, utc_now
 from project_files import read_state
 from schemas import is_id
 
@@ -29,14 +29,14 @@ commands = Blueprint("commands", __name__, cli_group=None)
 
 
 @contextmanager
-def faults_reported() -> Iterator[None]:
+def report_errors() -> Iterator[None]:
     """End a command that fails with a line a fault on stderr and exit code 1."""
     try:
         yield
     except (InvalidFile, Refused) as error:
         fail(*error.args)
     except SQLAlchemyError as error:
-        fail(f"The database refused: {reason(error)}")
+        fail(f"The database refused: {describe_error(error)}")
     except UnicodeEncodeError:
         fail("An argument is not text in UTF-8.")
     except OSError as error:
@@ -63,7 +63,7 @@ def show(*lines: str) -> None:
         raise
 
 
-def show_done(project_id: str, counts: Counter[str]) -> None:
+def print_summary(project_id: str, counts: Counter[str]) -> None:
     """Say what was done to a project, on stderr where stdout does not take it."""
     done = ", ".join(f"{n} {what}" for what, n in sorted(counts.items()) if n)
     line = f"Project {project_id}: {done or 'empty'}."
@@ -76,7 +76,7 @@ def show_done(project_id: str, counts: Counter[str]) -> None:
 
 def require_user(email: str) -> User:
     """The user with the email; Refused where there is none."""
-    user = project_state.find_user(email)
+    user = project_import.find_user(email)
     if user is None:
         raise Refused(f"There is no user {email}.")
     return user
@@ -91,10 +91,10 @@ def require_row(model: type[Row], row_id: str, what: str) -> Row:
 
 
 @commands.cli.command("init-db")
-@faults_reported()
+@report_errors()
 def init_db() -> None:
     """Create the tables that are missing."""
-    with writing():
+    with write_transaction():
         Base.metadata.create_all(db.session.connection())
 
 
@@ -105,26 +105,26 @@ def init_db() -> None:
     "members",
     multiple=True,
     metavar="EMAIL[:ROLE]",
-    help=f"Make a user a member: {', '.join(project_state.ROLES)}, or none to remove. "
+    help=f"Make a user a member: {', '.join(project_import.ROLES)}, or none to remove. "
     "Without a role, one who is no member yet becomes a viewer. Repeatable.",
 )
-@faults_reported()
+@report_errors()
 def import_project(file: str, members: tuple[str, ...]) -> None:
     """Make the database agree with an OpenFn project FILE (- is stdin).
 
     It is one that `openfn project pull` writes, or a state file of the older CLI. What
     it no longer has is deleted from the project.
     """
-    wishes = [project_state.read_member(text) for text in members]
+    wishes = [project_import.parse_member(text) for text in members]
     if file == "-" and sys.stdin is None:
         raise Refused("There is no standard input to read.")
     with click.open_file(file, "rb") as stream:
         state = read_state(stream.read())
     project_id = state.project.values["id"]
-    with writing():
+    with write_transaction():
         is_new = db.session.get(Project, project_id) is None
-        counts = project_state.import_state(state, wishes)
-    show_done(project_id, counts)
+        counts = project_import.import_state(state, wishes)
+    print_summary(project_id, counts)
     if is_new and not counts["members created"]:
         hint = "Nobody can read the project yet: import it with --member EMAIL."
         click.echo(hint, err=True)
@@ -132,27 +132,27 @@ def import_project(file: str, members: tuple[str, ...]) -> None:
 
 @commands.cli.command("delete-project")
 @click.argument("project_id", metavar="ID")
-@faults_reported()
+@report_errors()
 def delete_project(project_id: str) -> None:
     """Delete the project with ID, its workflows, its jobs and its memberships.
 
     Users and their tokens stay.
     """
-    with writing():
+    with write_transaction():
         project = require_row(Project, project_id, "project")
-        counts = project_state.delete_project(project)
-    show_done(project.id, counts)
+        counts = project_import.delete_project(project)
+    print_summary(project.id, counts)
 
 
 @commands.cli.command("create-token")
 @click.argument("email")
-@faults_reported()
+@report_errors()
 def create_token_command(email: str) -> None:
     """Print a new token of the user with EMAIL; its id goes to stderr.
 
     The token is shown this once: the database keeps only a digest.
     """
-    with writing():
+    with write_transaction():
         token, row = create_token(require_user(email))
         # Before the commit: a token that could not be shown is not kept.
         show(token)
@@ -161,7 +161,7 @@ def create_token_command(email: str) -> None:
 
 @commands.cli.command("list-tokens")
 @click.argument("email", required=False)
-@faults_reported()
+@report_errors()
 def list_tokens(email: str | None) -> None:
     """Print id, email, context and time of each API token, oldest first.
 
@@ -170,27 +170,27 @@ def list_tokens(email: str | None) -> None:
     query = (
         select(UserToken.id, User.email, UserToken.context, UserToken.inserted_at)
         .join(User)
-        .where(UserToken.context.in_((PLAIN, DIGEST)))
+        .where(UserToken.context.in_((API_TOKEN, HASHED_API_TOKEN)))
         .order_by(UserToken.inserted_at, UserToken.id)
     )
     if email is not None:
         query = query.where(User.id == require_user(email).id)
     for token_id, owner, context, time in db.session.execute(query):
-        mark = "  expired" if is_too_old(time) else ""
+        mark = "  expired" if is_expired(time) else ""
         show(f"{token_id}  {owner}  {context}  {time:%Y-%m-%dT%H:%M:%SZ}{mark}")
 
 
 @commands.cli.command("revoke-token")
 @click.argument("token_id", metavar="ID")
-@faults_reported()
+@report_errors()
 def revoke_token(token_id: str) -> None:
     """Delete the token with ID, as list-tokens prints it."""
-    with writing():
+    with write_transaction():
         db.session.delete(require_row(UserToken, token_id, "token"))
 
 
 @commands.cli.command("demo")
-@faults_reported()
+@report_errors()
 def demo() -> None:
     """Fill an empty database with a small project; print a token, a request, a page.
 
@@ -199,7 +199,7 @@ def demo() -> None:
     """
     state = read_state(Path(current_app.root_path, "demo.json").read_bytes())
     root = f"http://127.0.0.1:{current_app.config['PORT']}/api"
-    with writing():
+    with write_transaction():
         Base.metadata.create_all(db.session.connection())
         others = select(Project.id).where(Project.id != state.project.values["id"])
         if db.session.scalar(others.limit(1)) is not None:
@@ -207,7 +207,7 @@ def demo() -> None:
                 "No demo among other projects: `flask create-token EMAIL` makes tokens."
             )
             return
-        project_state.import_state(state, [(DEMO_EMAIL, "owner")])
+        project_import.import_state(state, [(DEMO_EMAIL, "owner")])
         user = require_user(DEMO_EMAIL)
         yesterday = utc_now() - timedelta(days=1)
         old = delete(UserToken).filter_by(user_id=user.id)

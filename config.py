@@ -9,7 +9,7 @@ from marshmallow import EXCLUDE, Schema, ValidationError, fields
 from sqlalchemy import URL, make_url
 from sqlalchemy.exc import ArgumentError
 
-from schemas import WholeNumber
+from schemas import StrictInteger
 
 
 class DatabaseUrl(fields.Field[URL]):
@@ -63,11 +63,11 @@ class Settings(Schema):
     """Every setting, with its default and its limits."""
 
     DATABASE_URL = DatabaseUrl(load_default=make_url("sqlite:///jobs.db"))
-    MAX_PAGE_SIZE = WholeNumber(1, 10_000, load_default=100)
-    PORT = WholeNumber(1, 65_535, load_default=8000)
-    TOKEN_MAX_AGE_DAYS = WholeNumber(1, load_default=None)
+    MAX_PAGE_SIZE = StrictInteger(1, 10_000, load_default=100)
+    PORT = StrictInteger(1, 65_535, load_default=8000)
+    TOKEN_MAX_AGE_DAYS = StrictInteger(1, load_default=None)
     TRUSTED_HOSTS = HostNames(load_default=None)
-    TRUSTED_PROXIES = WholeNumber(0, load_default=0)
+    TRUSTED_PROXIES = StrictInteger(0, load_default=0)
 
 
 def load_config(config: Mapping[str, Any] | None = None) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from sqlalchemy import URL, Connection, Engine, ExceptionContext, event, exc, in
 from sqlalchemy.pool import ConnectionPoolEntry
 
 # How to wait for the write lock, and to take it: before the first read of a writer.
-START_WRITING = {
+BEGIN_WRITE_SQL = {
     "sqlite": [
         "PRAGMA busy_timeout = 60000",
         "PRAGMA journal_mode = WAL",
@@ -34,7 +34,7 @@ START_WRITING = {
 }
 
 # Of a request, for all that it asks of the database: its answer comes within 10.
-SECONDS_TO_READ = 9
+READ_TIMEOUT_SECONDS = 9
 
 db = SQLAlchemy(
     engine_options={
@@ -91,7 +91,7 @@ def postgresql_options(url: URL) -> tuple[URL, dict[str, Any]]:
         raise ValueError
     settings = "-c statement_timeout=5s -c default_transaction_read_only=on"
     return url, {
-        "pool_events": [(find_closed, "checkout")],
+        "pool_events": [(discard_if_closed, "checkout")],
         "connect_args": {
             "options": " ".join([settings, *url.normalized_query.get("options", ())]),
             "prepare_threshold": 0,  # at first use: to plan costs more than to run
@@ -99,7 +99,7 @@ def postgresql_options(url: URL) -> tuple[URL, dict[str, Any]]:
     }
 
 
-def find_closed(connection: psycopg.Connection, *_: Any) -> None:
+def discard_if_closed(connection: psycopg.Connection, *_: Any) -> None:
     """Have the pool replace a connection that the server closed while it was idle.
 
     Reads what has come, without a round trip: ``pool_pre_ping`` costs a list a tenth.
@@ -129,7 +129,7 @@ def find_replaced(
 
 
 @event.listens_for(Engine, "handle_error")
-def replace_outdated(context: ExceptionContext) -> None:
+def discard_stale_statements(context: ExceptionContext) -> None:
     """Have the pool replace connections whose statements PostgreSQL no longer runs.
 
     It refuses those that were prepared before a column changed its type, again and
@@ -140,14 +140,14 @@ def replace_outdated(context: ExceptionContext) -> None:
 
 
 @contextmanager
-def reading() -> Iterator[Connection]:
+def read_connection() -> Iterator[Connection]:
     """A connection in autocommit; TimeoutError where the database takes too long.
 
     The server's own limits are none where the server stands still. It is gevent that
     counts the seconds: commands, which run without it, wait on.
     """
-    late = exc.TimeoutError(f"No answer within {SECONDS_TO_READ} seconds.")
-    with Timeout(SECONDS_TO_READ, late), db.engine.connect() as connection:
+    late = exc.TimeoutError(f"No answer within {READ_TIMEOUT_SECONDS} seconds.")
+    with Timeout(READ_TIMEOUT_SECONDS, late), db.engine.connect() as connection:
         try:
             yield connection
         except exc.TimeoutError:
@@ -157,14 +157,14 @@ def reading() -> Iterator[Connection]:
 
 
 @contextmanager
-def writing() -> Iterator[None]:
+def write_transaction() -> Iterator[None]:
     """A transaction of ``db.session`` with the write lock, committed at the end."""
     connection = db.session.connection()
     # What is set for writing must not come back to the pool.
     connection.detach()
-    wait, *begin = START_WRITING[connection.dialect.name]
+    wait, *begin = BEGIN_WRITE_SQL[connection.dialect.name]
     connection.exec_driver_sql(wait)
-    require_own_primary(connection)
+    require_writable_database(connection)
     # In autocommit the drivers begin nothing by themselves; their commit() ends this.
     for statement in begin:
         connection.exec_driver_sql(statement)
@@ -177,7 +177,7 @@ def writing() -> Iterator[None]:
             other.exec_driver_sql("PRAGMA wal_checkpoint(TRUNCATE)")
 
 
-def require_own_primary(connection: Connection) -> None:
+def require_writable_database(connection: Connection) -> None:
     """Refused for Lightning's, which has Ecto's table of migrations, or a standby."""
     if inspect(connection).has_table("schema_migrations"):
         raise Refused(
@@ -217,7 +217,7 @@ def is_unavailable(error: exc.SQLAlchemyError) -> bool:
     return is_away or name in ("SQLITE_CORRUPT", "SQLITE_NOTADB")
 
 
-def reason(error: exc.SQLAlchemyError) -> str:
+def describe_error(error: exc.SQLAlchemyError) -> str:
     """Which database complains of what, and what to do, in a line and no password."""
     url = db.engine.url
     line = str(getattr(error, "orig", error)).strip().partition("\n")[0]

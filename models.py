@@ -10,7 +10,7 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 from database import db
 
 # The contexts that open the API: of a token as Lightning keeps it, and of a digest.
-PLAIN, DIGEST = "api", "api:sha256"
+API_TOKEN, HASHED_API_TOKEN = "api", "api:sha256"
 
 # Text of 36 characters in Python, as in answers, and in SQLite too, where Uuid would
 # keep the 32 digits alone and put the hyphens back into every value that it reads.
@@ -52,7 +52,7 @@ class User(Base):
 
 
 class UserToken(Base):
-    """A token or its digest; only the contexts PLAIN and DIGEST open the API."""
+    """An API token or its SHA-256 digest, depending on the context."""
 
     __tablename__ = "user_tokens"
     __table_args__ = (sa.UniqueConstraint("context", "token"),)
@@ -145,19 +145,21 @@ is_accessible = (
     sa.exists().where(accessible_projects.c.id == Project.id).label("is_accessible")
 )
 
-find_caller = (
+caller_query = (
     sa.select(UserToken.user_id, UserToken.inserted_at)
     .join(User)
     .where(
         sa.or_(
-            (UserToken.context == PLAIN) & (UserToken.token == sa.bindparam("token")),
-            (UserToken.context == DIGEST) & (UserToken.token == sa.bindparam("digest")),
+            (UserToken.context == API_TOKEN)
+            & (UserToken.token == sa.bindparam("token")),
+            (UserToken.context == HASHED_API_TOKEN)
+            & (UserToken.token == sa.bindparam("digest")),
         ),
         User.disabled.is_not(True),
     )
 )
 
-find_project = sa.select(is_accessible).where(Project.id == project_id)
+project_access_query = sa.select(is_accessible).where(Project.id == project_id)
 
 listed_columns = (
     Job.id,
@@ -169,7 +171,7 @@ listed_columns = (
     Workflow.project_id,
 )
 
-find_job = (
+job_query = (
     sa.select(
         *listed_columns,
         Job.body,
@@ -183,10 +185,10 @@ find_job = (
     .where(Job.id == sa.bindparam("job_id"), Workflow.deleted_at.is_(None))
 )
 
-can_read = sa.select(Job.id).limit(1)
+health_query = sa.select(Job.id).limit(1)
 
 
-def listing(in_projects: sa.ColumnElement[bool]) -> sa.Select[Any]:
+def list_query(in_projects: sa.ColumnElement[bool]) -> sa.Select[Any]:
     """The statement of a list: its total, and a page of its jobs beside it.
 
     A page without a job is one row, which has the total and no job.
@@ -214,9 +216,11 @@ def listing(in_projects: sa.ColumnElement[bool]) -> sa.Select[Any]:
     )
 
 
-all_jobs = listing(Workflow.project_id.in_(sa.select(accessible_projects.c.id)))
-project_jobs = listing(Workflow.project_id == project_id).add_columns(
-    find_project.scalar_subquery().label("is_accessible")
+all_jobs_query = list_query(
+    Workflow.project_id.in_(sa.select(accessible_projects.c.id))
+)
+project_jobs_query = list_query(Workflow.project_id == project_id).add_columns(
+    project_access_query.scalar_subquery().label("is_accessible")
 )
 
 
@@ -239,7 +243,7 @@ def paginate(
 
     The oldest come first. For an unknown project ``is_accessible`` is None.
     """
-    statement = all_jobs if project_id is None else project_jobs
+    statement = all_jobs_query if project_id is None else project_jobs_query
     values = {"user_id": user_id, "project_id": project_id}
     limits = {"limit": size, "offset": (page - 1) * size}
     rows = connection.execute(statement, values | limits).mappings().all()

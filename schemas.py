@@ -33,7 +33,7 @@ class Id(fields.Field[str]):
         return value.lower()
 
 
-class WholeNumber(fields.Field[int]):
+class StrictInteger(fields.Field[int]):
     """A number within limits, in ASCII digits and nothing else."""
 
     def __init__(
@@ -69,14 +69,14 @@ class Time(fields.NaiveDateTime):
 
 
 @cache
-def arguments_schema(max_page_size: int, only: tuple[str, ...]) -> Schema:
+def query_params_schema(max_page_size: int, only: tuple[str, ...]) -> Schema:
     """The schema of some arguments of a list, up to the configured limit of a page."""
     default = min(DEFAULT_PAGE_SIZE, max_page_size)
 
     class Arguments(Schema):
         error_messages = {"unknown": "is not an argument of this request."}
-        page = WholeNumber(1, MAX_PAGE, load_default=1)
-        page_size = WholeNumber(1, max_page_size, load_default=default)
+        page = StrictInteger(1, MAX_PAGE, load_default=1)
+        page_size = StrictInteger(1, max_page_size, load_default=default)
         project_id = Id(error_messages={"invalid": "must be a UUID."})
 
     return Arguments(only=only)
@@ -95,7 +95,9 @@ class JobAttributes(Schema):
 job_attributes, list_attributes = JobAttributes(), JobAttributes(exclude=["body"])
 
 
-def check_arguments(schema: Schema, arguments: MultiDict[str, str]) -> dict[str, Any]:
+def validate_query_params(
+    schema: Schema, arguments: MultiDict[str, str]
+) -> dict[str, Any]:
     """The arguments of a request; ValidationError names each one that is at fault."""
     loaded, faults = {}, {}
     try:
@@ -125,17 +127,17 @@ def list_links(
 ) -> dict[str, str | None]:
     """The URLs of a page and of the others, with the request's own arguments."""
     return {
-        "self": with_query(url, arguments),
-        "first": with_query(url, arguments, page=1),
-        "last": with_query(url, arguments, page=last),
-        "next": with_query(url, arguments, page=page + 1) if page < last else None,
+        "self": build_url(url, arguments),
+        "first": build_url(url, arguments, page=1),
+        "last": build_url(url, arguments, page=last),
+        "next": build_url(url, arguments, page=page + 1) if page < last else None,
         "prev": (
-            with_query(url, arguments, page=min(page - 1, last)) if page > 1 else None
+            build_url(url, arguments, page=min(page - 1, last)) if page > 1 else None
         ),
     }
 
 
-def with_query(url: str, arguments: Mapping[str, Any], **others: int) -> str:
+def build_url(url: str, arguments: Mapping[str, Any], **others: int) -> str:
     """The URL with the arguments, of which others may take the place."""
     # Numbers and ids, which need no quotes.
     pairs = sorted({**arguments, **others}.items())
@@ -158,8 +160,8 @@ def list_document(
     """The answer with one page of jobs."""
     attributes = list_attributes.dump(jobs, many=True)
     data = [
-        job_resource(job, its_own, jobs_url)
-        for job, its_own in zip(jobs, attributes, strict=True)
+        job_resource(job, attributes, jobs_url)
+        for job, attributes in zip(jobs, attributes, strict=True)
     ]
     return {"data": data, "included": [], "links": links, "meta": meta}
 
@@ -171,7 +173,7 @@ def job_document(job: Row, jobs_url: str) -> dict[str, Any]:
         "type": "workflows",
         "id": job["workflow_id"],
         "attributes": {"name": job["workflow_name"]},
-        "relationships": {"project": to_one("projects", job["project_id"])},
+        "relationships": {"project": relationship("projects", job["project_id"])},
     }
     project = {
         "type": "projects",
@@ -189,13 +191,13 @@ def job_resource(job: Row, attributes: Any, jobs_url: str) -> dict[str, Any]:
         "id": job["id"],
         "attributes": attributes,
         "relationships": {
-            "workflow": to_one("workflows", job["workflow_id"]),
-            "project": to_one("projects", job["project_id"]),
+            "workflow": relationship("workflows", job["workflow_id"]),
+            "project": relationship("projects", job["project_id"]),
         },
         "links": {"self": f"{jobs_url}/{job['id']}"},
     }
 
 
-def to_one(resource_type: str, resource_id: str) -> dict[str, Any]:
+def relationship(resource_type: str, resource_id: str) -> dict[str, Any]:
     """A relationship to one resource."""
     return {"data": {"type": resource_type, "id": resource_id}}

@@ -27,7 +27,7 @@ from data import (
     prepare,
     state_file,
 )
-from floor import COUNT, FIRST_PAGE
+from plain_app import COUNT, FIRST_PAGE
 from servers import Server, ask, gunicorn, memory
 
 from app import create_app
@@ -136,7 +136,7 @@ def with_servers(database: str, options: Namespace) -> list[list[str]]:
     """The rows that need running servers."""
     workers = ["--worker-class", "sync", "--threads", "1"] if options.sync else []
     serve = partial(gunicorn, "wsgi:app", *workers, DATABASE_URL=database)
-    plain_app = ["floor:create_app()", "--pythonpath", "bench", *workers]
+    plain_app = ["plain_app:create_app()", "--pythonpath", "bench", *workers]
     answers = CACHE / "answers"
     answers.mkdir(exist_ok=True)
     with serve() as service:
@@ -144,7 +144,7 @@ def with_servers(database: str, options: Namespace) -> list[list[str]]:
             (answers / str(number)).write_bytes(fetch(service, path, "small"))
         with (
             gunicorn(
-                "ceiling:app",
+                "static_app:app",
                 "--no-control-socket",
                 folder=ROOT / "bench",
                 ANSWERS=str(answers),
@@ -314,17 +314,17 @@ def row(
     loads: Sequence[Load] = (),
 ) -> list[str]:
     """Medians: of ours, of the others, of each round's ratio, and of the loads."""
-    cells = [title, f"{digits(median(ours))} {unit}", "", "", "", ""]
+    cells = [title, f"{format_number(median(ours))} {unit}", "", "", "", ""]
     if others:
         ratios = [one / other for one, other in zip(ours, others, strict=True)]
-        cells[2:4] = f"{digits(median(others))} {unit}", f"{median(ratios):.2f}"
+        cells[2:4] = f"{format_number(median(others))} {unit}", f"{median(ratios):.2f}"
     if loads:
         _, *times = zip(*loads, strict=True)
-        cells[4:] = [digits(median(one)) for one in times]
+        cells[4:] = [format_number(median(one)) for one in times]
     return cells
 
 
-def digits(value: float) -> str:
+def format_number(value: float) -> str:
     """A number with about three digits."""
     return f"{value:.{0 if value >= 100 else 1 if value >= 10 else 2}f}"
 

@@ -22,12 +22,20 @@ from sqlalchemy.schema import CreateIndex, CreateTable
 sys.path.append(str(Path(__file__).resolve().parent.parent))
 
 from app import create_app
-from database import db, writing
-from models import DIGEST, Job, Project, ProjectUser, User, UserToken, Workflow
+from database import db, write_transaction
+from models import (
+    HASHED_API_TOKEN,
+    Job,
+    Project,
+    ProjectUser,
+    User,
+    UserToken,
+    Workflow,
+)
 
 ROOT = Path(__file__).resolve().parent.parent
 CACHE = ROOT / ".bench"
-LEAST_JOBS = 200
+MIN_JOBS = 200
 # To be raised whenever the rows change, so that no old ones are measured.
 VERSION = 2
 LINE = "fn(state => ({ ...state, data: state.data.map(row => row.id) }));\n"
@@ -50,8 +58,8 @@ LARGE_PROJECT, LARGE_JOB = make_id("project", -1), make_id("job", -1)
 
 def prepare(database: str, jobs: int) -> str:
     """The URL of a database with so many jobs, which is made where it is missing."""
-    if jobs < LEAST_JOBS:
-        raise SystemExit(f"--jobs must be {LEAST_JOBS} or more.")
+    if jobs < MIN_JOBS:
+        raise SystemExit(f"--jobs must be {MIN_JOBS} or more.")
     CACHE.mkdir(exist_ok=True)
     server = server_of(database)
     # A change of the tables must not be measured with the tables of before.
@@ -74,7 +82,7 @@ def prepare(database: str, jobs: int) -> str:
         # Tables and rows come in one transaction: both are there, or neither.
         if not inspect(db.engine).has_table("jobs"):
             print(f"Making {name} …", file=sys.stderr)
-            with writing():
+            with write_transaction():
                 fill(jobs // 20)
             if db.engine.dialect.name == "postgresql":
                 with connect(url) as connection:
@@ -129,7 +137,7 @@ def fill(projects: int) -> None:
         owned = {"user_id": make_id("user", user)}
         digest = sha256(bearer(user).removeprefix("Bearer ").encode()).digest()
         put(User, [{"id": owned["user_id"], "email": f"{user}@example.org"}])
-        put(UserToken, [owned | {"token": digest, "context": DIGEST}])
+        put(UserToken, [owned | {"token": digest, "context": HASHED_API_TOKEN}])
         member = owned | {"role": "viewer"}
         rows = (member | {"project_id": make_id("project", n)} for n in numbers)
         put(ProjectUser, rows)

@@ -24,7 +24,7 @@ import pytest
 from sqlalchemy import insert, make_url, update
 
 from app import create_app
-from database import db, writing
+from database import db, write_transaction
 from models import Job, Project, ProjectUser, User, UserToken, Workflow
 
 ROOT = Path(__file__).parent.parent
@@ -37,10 +37,10 @@ SERVER = os.environ.get(
 )
 
 # A name that all processes of a run have in their environment, and in what they make.
-RUN = os.environ.setdefault("JOBS_TEST_RUN", f"jobs_test_{uuid4().hex[:12]}")
+RUN_ID = os.environ.setdefault("JOBS_TEST_RUN", f"jobs_test_{uuid4().hex[:12]}")
 
 # How many seconds to wait for what comes at once, unless the machine is busy.
-PATIENCE = 90
+TIMEOUT = 90
 
 # For what is the same on both databases, or is of one alone.
 sqlite_only, postgresql_only = (
@@ -49,7 +49,7 @@ sqlite_only, postgresql_only = (
 )
 
 
-def served(options="", **variables):
+def with_shared_server(options="", **variables):
     """For tests that share a server on SQLite with all that want the same of it.
 
     pytest runs them one after the other, since the server's scope is the whole run.
@@ -85,16 +85,16 @@ def pytest_unconfigure(config):
         return
     for environment in Path("/proc").glob("[0-9]*/environ"):
         with suppress(OSError):
-            if RUN.encode() in environment.read_bytes():
+            if RUN_ID.encode() in environment.read_bytes():
                 os.kill(int(environment.parent.name), signal.SIGKILL)
-    for folder in Path(gettempdir()).glob(f"{RUN}*"):
+    for folder in Path(gettempdir()).glob(f"{RUN_ID}*"):
         rmtree(folder, ignore_errors=True)
     with suppress(psycopg.OperationalError), connect_to_server() as server:
         for kind, catalog, column, force in (
             ("DATABASE", "pg_database", "datname", "WITH (FORCE)"),
             ("ROLE", "pg_roles", "rolname", ""),
         ):
-            left = f"SELECT {column} FROM {catalog} WHERE {column} LIKE '%{RUN}%'"
+            left = f"SELECT {column} FROM {catalog} WHERE {column} LIKE '%{RUN_ID}%'"
             for (name,) in server.execute(left).fetchall():
                 server.execute(f"DROP {kind} {name} {force}")
 
@@ -120,7 +120,7 @@ def postgresql_server():
 @contextmanager
 def new_database(server, options=""):
     """The URL of a new database, which is dropped in the end."""
-    name = f"{RUN}_{uuid4().hex[:12]}"
+    name = f"{RUN_ID}_{uuid4().hex[:12]}"
     try:
         server.execute(f"CREATE DATABASE {name} {options}")
         yield make_url(SERVER).set(database=name).render_as_string(hide_password=False)
@@ -147,7 +147,7 @@ DELETE_ROWS = "DELETE FROM users; DELETE FROM projects"
 
 
 @pytest.fixture
-def own_tables(execute):
+def empty_schema(execute):
     """Room for tables that the next test must not find."""
     execute(DROP_TABLES)
     yield
@@ -210,15 +210,15 @@ def make_app(database_url):
 
 
 @pytest.fixture
-def empty_app(make_app):
+def app_without_tables(make_app):
     """The service on a database without tables."""
     return make_app()
 
 
 @pytest.fixture
-def app(empty_app):
+def app(app_without_tables):
     """The service on a database whose tables are empty."""
-    return empty_app
+    return app_without_tables
 
 
 @pytest.fixture
@@ -234,26 +234,26 @@ def runner(app):
 
 
 @pytest.fixture
-def flask(app):
+def run_flask(app):
     """A function that runs a command that must succeed, and gives what it prints."""
     return partial(run_command, app)
 
 
 @pytest.fixture
-def bearer(flask):
+def auth_header(run_flask):
     """A function that gives a user's credentials as a header."""
     return lambda email: {
-        "Authorization": f"Bearer {flask('create-token', email).strip()}"
+        "Authorization": f"Bearer {run_flask('create-token', email).strip()}"
     }
 
 
 @pytest.fixture
-def import_state(flask):
+def import_state(run_flask):
     """A function that imports a state, given as Python values."""
 
     def run(state, *members):
         options = [word for member in members for word in ("--member", member)]
-        return flask("import-project", "-", *options, input=json.dumps(state))
+        return run_flask("import-project", "-", *options, input=json.dumps(state))
 
     return run
 
@@ -328,7 +328,7 @@ def seeded(sqlite_tables, new_state):
         db.engine.dispose()
     job_ids = [job["id"] for workflow in ours["workflows"] for job in workflow["jobs"]]
     names = SimpleNamespace(
-        bearer={"Authorization": f"Bearer {token}"},
+        auth_header={"Authorization": f"Bearer {token}"},
         state=ours,
         project_id=ours["id"],
         workflow_id=ours["workflows"][0]["id"],
@@ -343,7 +343,7 @@ def seeded(sqlite_tables, new_state):
 def seed(app, seeded):
     """Two projects; the bearer is a member of the first alone."""
     rows, names = seeded
-    with app.app_context(), writing():
+    with app.app_context(), write_transaction():
         for table in rows:
             db.session.execute(insert(table), rows[table])
     return copy.deepcopy(names)
@@ -385,7 +385,7 @@ def checkout(tmp_path):
     return folder
 
 
-def wait_until(condition, seconds=PATIENCE):
+def wait_until(condition, seconds=TIMEOUT):
     """Poll a condition; a connection that is refused or cut counts as not yet."""
     end = time.monotonic() + seconds
     while time.monotonic() < end:
@@ -414,7 +414,7 @@ class Server:
         # As in production: what the tests run under must not leak in.
         variables = {
             "DATABASE_URL": database_url,
-            "JOBS_TEST_RUN": RUN,
+            "JOBS_TEST_RUN": RUN_ID,
             "PATH": os.environ["PATH"],
         } | variables
         command = ["gunicorn", "--bind", "127.0.0.1:0", *options, "wsgi:app"]
@@ -440,7 +440,7 @@ class Server:
 
     def get(self, path, headers=None, method="GET"):
         """The answer on a connection of its own, with its ``body`` read."""
-        connection = HTTPConnection("127.0.0.1", self.port, timeout=PATIENCE)
+        connection = HTTPConnection("127.0.0.1", self.port, timeout=TIMEOUT)
         with closing(connection):
             connection.request(method, path, headers=headers or {})
             response = connection.getresponse()
@@ -449,7 +449,7 @@ class Server:
 
     def connect(self):
         """A connection of its own."""
-        return socket.create_connection(("127.0.0.1", self.port), timeout=PATIENCE)
+        return socket.create_connection(("127.0.0.1", self.port), timeout=TIMEOUT)
 
     def send(self, request):
         """All that the server answers to raw bytes, until it closes the connection."""

@@ -85,14 +85,14 @@ def test_request_without_a_token_is_told_to_bring_one(client, seed, headers):
 @sqlite_only
 @pytest.mark.parametrize("scheme", ["bearer", "BEARER", "Bearer ", "Bearer  "])
 def test_scheme_has_no_case(client, seed, scheme):
-    token = seed.bearer["Authorization"].removeprefix("Bearer ")
+    token = seed.auth_header["Authorization"].removeprefix("Bearer ")
     response = client.get("/api/jobs", headers={"Authorization": f"{scheme} {token} "})
     assert response.status_code == 200
 
 
-def test_revoked_token_is_refused(client, flask, seed, token_id):
-    flask("revoke-token", token_id)
-    assert client.get("/api/jobs", headers=seed.bearer).status_code == 401
+def test_revoked_token_is_refused(client, run_flask, seed, token_id):
+    run_flask("revoke-token", token_id)
+    assert client.get("/api/jobs", headers=seed.auth_header).status_code == 401
 
 
 @pytest.mark.parametrize(
@@ -101,7 +101,7 @@ def test_revoked_token_is_refused(client, flask, seed, token_id):
 def test_disabled_user_is_refused(app, client, seed, set_columns, disabled, status):
     user_id = rows(app, UserToken)[0].user_id
     set_columns(User, user_id, disabled=disabled)
-    assert client.get("/api/jobs", headers=seed.bearer).status_code == status
+    assert client.get("/api/jobs", headers=seed.auth_header).status_code == status
 
 
 @pytest.mark.parametrize(("hours", "status"), [(23, 200), (25, 401), (-48, 200)])
@@ -109,14 +109,14 @@ def test_token_ages(make_app, app, seed, token_id, set_columns, hours, status):
     made = datetime.now(UTC).replace(tzinfo=None) - timedelta(hours=hours)
     set_columns(UserToken, token_id, inserted_at=made)
     client = make_app(TOKEN_MAX_AGE_DAYS=1).test_client()
-    assert client.get("/api/jobs", headers=seed.bearer).status_code == status
+    assert client.get("/api/jobs", headers=seed.auth_header).status_code == status
 
 
 @sqlite_only
 @pytest.mark.parametrize("days", ["1", "999999999999999999999"])
 def test_token_does_not_age_before_its_time(make_app, app, seed, days):
     client = make_app(TOKEN_MAX_AGE_DAYS=days).test_client()
-    assert client.get("/api/jobs", headers=seed.bearer).status_code == 200
+    assert client.get("/api/jobs", headers=seed.auth_header).status_code == 200
 
 
 @pytest.mark.parametrize(
@@ -149,7 +149,7 @@ def test_token_bytes_are_compared_as_they_are(client, seed, token_id, set_column
 
 
 def test_token_itself_is_not_kept(app, seed):
-    token = seed.bearer["Authorization"].removeprefix("Bearer ").encode()
+    token = seed.auth_header["Authorization"].removeprefix("Bearer ").encode()
     stored = rows(app, UserToken)[0]
     assert (stored.context, len(stored.token)) == ("api:sha256", 32)
     assert token not in stored.token and token.decode() not in repr(stored)
@@ -192,7 +192,7 @@ def test_access(
     user_id = rows(app, UserToken)[0].user_id
     set_columns(User, user_id, support_user=support)
     set_columns(Project, state["id"], **project) if project else None
-    everything = client.get("/api/jobs", headers=seed.bearer).json
+    everything = client.get("/api/jobs", headers=seed.auth_header).json
     assert (job_id in [job["id"] for job in everything["data"]]) == allowed
     assert everything["meta"]["total_entries"] == len(seed.job_ids) + allowed
     for path in (
@@ -201,6 +201,6 @@ def test_access(
         f"/api/jobs/{job_id}",
         f"/api/projects/{state['id']}/jobs/{job_id}",
     ):
-        assert client.get(path, headers=seed.bearer).status_code == (
+        assert client.get(path, headers=seed.auth_header).status_code == (
             200 if allowed else 403
         )

@@ -14,7 +14,7 @@ from conftest import ROOT, new_database, sqlite_only
 from sqlalchemy import text
 
 from app import create_app
-from database import db, writing
+from database import db, write_transaction
 from models import User, UserToken
 
 UNKNOWN_ID = "00000000-0000-0000-0000-000000000000"
@@ -22,15 +22,15 @@ UUID = "[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}"
 
 
 @pytest.fixture
-def you(import_state, new_state):
+def user_email(import_state, new_state):
     """The email of a user."""
     import_state(new_state(), "you@example.org")
     return "you@example.org"
 
 
-def test_init_db_is_safe_to_repeat(flask, client, seed):
-    assert flask("init-db") == ""
-    assert client.get("/api/jobs", headers=seed.bearer).status_code == 200
+def test_init_db_is_safe_to_repeat(run_flask, client, seed):
+    assert run_flask("init-db") == ""
+    assert client.get("/api/jobs", headers=seed.auth_header).status_code == 200
 
 
 def test_sqlite_is_set_to_write_ahead_logging(tmp_path):
@@ -41,8 +41,8 @@ def test_sqlite_is_set_to_write_ahead_logging(tmp_path):
         assert connection.execute("PRAGMA journal_mode").fetchone() == ("wal",)
 
 
-def test_create_token_prints_the_token_alone(runner, client, you):
-    result = runner.invoke(args=["create-token", you.upper()])
+def test_create_token_prints_the_token_alone(runner, client, user_email):
+    result = runner.invoke(args=["create-token", user_email.upper()])
     assert result.exit_code == 0
     assert re.fullmatch(r"[\w-]{43}\n", result.stdout)
     assert re.fullmatch(f"{UUID}\n", result.stderr)
@@ -58,16 +58,18 @@ def test_create_token_prints_the_token_alone(runner, client, you):
         ("&-", "There is no standard output to print the token on.\n"),
     ],
 )
-def test_token_that_cannot_be_shown_is_not_kept(flask, you, database_url, stdout, line):
+def test_token_that_cannot_be_shown_is_not_kept(
+    run_flask, user_email, database_url, stdout, line
+):
     done = subprocess.run(
-        ["sh", "-c", f"{sys.executable} -m flask create-token {you} >{stdout}"],
+        ["sh", "-c", f"{sys.executable} -m flask create-token {user_email} >{stdout}"],
         cwd=ROOT,
         env={"PATH": os.environ["PATH"], "DATABASE_URL": database_url},
         stderr=subprocess.PIPE,
         text=True,
     )
     assert (done.returncode, done.stderr) == (1, line)
-    assert flask("list-tokens") == ""
+    assert run_flask("list-tokens") == ""
 
 
 @sqlite_only
@@ -86,11 +88,14 @@ def test_text_that_the_database_cannot_hold_is_one_line(
 
 
 def test_list_tokens_has_a_line_a_token(
-    runner, flask, set_columns, import_state, new_state, you
+    runner, run_flask, set_columns, import_state, new_state, user_email
 ):
     """Of API tokens alone, and never the token column."""
     import_state(new_state(), "they@example.org")
-    ids = [runner.invoke(args=["create-token", you]).stderr.strip() for _ in range(3)]
+    ids = [
+        runner.invoke(args=["create-token", user_email]).stderr.strip()
+        for _ in range(3)
+    ]
     theirs = runner.invoke(args=["create-token", "they@example.org"]).stderr.strip()
     for number, (token_id, context) in enumerate(
         zip([*ids, theirs], ["api:sha256", "api", "session", "api"], strict=True)
@@ -103,18 +108,18 @@ def test_list_tokens_has_a_line_a_token(
             inserted_at=datetime(2024, 1, 1, 0, 0, number, 5),
         )
     lines = [
-        f"{ids[0]}  {you}  api:sha256  2024-01-01T00:00:00Z",
-        f"{ids[1]}  {you}  api  2024-01-01T00:00:01Z",
+        f"{ids[0]}  {user_email}  api:sha256  2024-01-01T00:00:00Z",
+        f"{ids[1]}  {user_email}  api  2024-01-01T00:00:01Z",
         f"{theirs}  they@example.org  api  2024-01-01T00:00:03Z",
     ]
-    assert flask("list-tokens").splitlines() == lines
-    assert flask("list-tokens", "You@example.org").splitlines() == lines[:2]
+    assert run_flask("list-tokens").splitlines() == lines
+    assert run_flask("list-tokens", "You@example.org").splitlines() == lines[:2]
 
 
-def test_revoked_token_is_gone(runner, flask, you):
-    token_id = runner.invoke(args=["create-token", you]).stderr.strip()
-    assert flask("revoke-token", token_id.upper()) == ""
-    assert flask("list-tokens") == ""
+def test_revoked_token_is_gone(runner, run_flask, user_email):
+    token_id = runner.invoke(args=["create-token", user_email]).stderr.strip()
+    assert run_flask("revoke-token", token_id.upper()) == ""
+    assert run_flask("list-tokens") == ""
 
 
 @pytest.mark.parametrize(
@@ -145,8 +150,8 @@ def test_unknown_name_is_an_error(runner, args, line):
         ["revoke-token", "00000000-0000-0000-0000-000000000000"],
     ],
 )
-def test_command_without_tables_says_what_to_do(empty_app, args):
-    result = empty_app.test_cli_runner().invoke(args=args)
+def test_command_without_tables_says_what_to_do(app_without_tables, args):
+    result = app_without_tables.test_cli_runner().invoke(args=args)
     assert result.exit_code == 1
     [line] = result.stderr.splitlines()
     assert "run `flask init-db`" in line
@@ -164,9 +169,12 @@ def test_database_that_cannot_be_reached_is_one_line(make_app, tmp_path):
             assert len(result.stderr.splitlines()) == 1
 
 
-def test_demo_prints_a_token_a_request_and_a_page(empty_app, set_tokens_back):
+def test_demo_prints_a_token_a_request_and_a_page(app_without_tables, set_tokens_back):
     """It needs no tables, and leaves the tokens of its last day good."""
-    runner, client = empty_app.test_cli_runner(), empty_app.test_client()
+    runner, client = (
+        app_without_tables.test_cli_runner(),
+        app_without_tables.test_client(),
+    )
     tokens = []
     for hours in (20, 10, 0):
         first, second, third = runner.invoke(args=["demo"]).stdout.splitlines()
@@ -184,20 +192,20 @@ def test_demo_prints_a_token_a_request_and_a_page(empty_app, set_tokens_back):
 
 
 @pytest.fixture
-def set_tokens_back(empty_app):
+def set_tokens_back(app_without_tables):
     """A function that makes all tokens older by so many hours."""
 
     def run(hours):
-        with empty_app.app_context(), writing():
+        with app_without_tables.app_context(), write_transaction():
             for token in db.session.scalars(db.select(UserToken)):
                 token.inserted_at -= timedelta(hours=hours)
 
     return run
 
 
-def test_demo_stays_out_of_projects_of_one_s_own(runner, flask, you, dump):
+def test_demo_stays_out_of_projects_of_one_s_own(runner, run_flask, user_email, dump):
     before = dump()
-    line = flask("demo")
+    line = run_flask("demo")
     assert "`flask create-token EMAIL`" in line and line.count("\n") == 1
     assert dump() == before
 
@@ -211,7 +219,7 @@ def test_demo_stays_out_of_projects_of_one_s_own(runner, flask, you, dump):
         ["revoke-token", "00000000-0000-0000-0000-000000000000"],
     ],
 )
-def test_writing_commands_leave_lightning_alone(app, runner, args, you):
+def test_writing_commands_leave_lightning_alone(app, runner, args, user_email):
     with app.app_context(), db.engine.connect() as connection:
         if connection.dialect.name == "postgresql":
             connection.execute(text("BEGIN READ WRITE"))
@@ -232,15 +240,15 @@ def test_every_command_has_a_help_text(app, runner):
 
 
 def test_project_is_deleted_with_all_that_is_in_it(
-    flask, import_state, new_state, bearer, client, dump
+    run_flask, import_state, new_state, auth_header, client, dump
 ):
     """And nothing else: users and their tokens stay."""
     import_state(new_state(), "you@example.org")
-    headers, before = bearer("you@example.org"), dump()
+    headers, before = auth_header("you@example.org"), dump()
     gone = new_state(jobs=3)
     import_state(gone, "you@example.org", "they@example.org")
     users = dump()["User"]
-    assert flask("delete-project", gone["id"].upper()) == (
+    assert run_flask("delete-project", gone["id"].upper()) == (
         f"Project {gone['id']}: "
         "3 jobs deleted, 2 members deleted, 2 workflows deleted.\n"
     )
@@ -252,7 +260,7 @@ def test_project_is_deleted_with_all_that_is_in_it(
 
 @sqlite_only
 @pytest.mark.parametrize("project_id", ["x", "", "\udcff", UNKNOWN_ID])
-def test_project_that_is_not_there_is_not_deleted(runner, you, dump, project_id):
+def test_project_that_is_not_there_is_not_deleted(runner, user_email, dump, project_id):
     before = dump()
     result = runner.invoke(args=["delete-project", project_id])
     assert (result.exit_code, result.stdout) == (1, "")
@@ -276,28 +284,33 @@ def test_project_that_nobody_can_read_is_told(runner, new_state):
 
 
 @sqlite_only
-def test_disabled_user_gets_no_token(app, runner, flask, you, set_columns, dump):
+def test_disabled_user_gets_no_token(
+    app, runner, run_flask, user_email, set_columns, dump
+):
     [user_id] = dump()["User"]
     set_columns(User, user_id, disabled=True)
-    result = runner.invoke(args=["create-token", you])
+    result = runner.invoke(args=["create-token", user_email])
     assert (result.exit_code, result.stdout) == (1, "")
-    assert result.stderr == f"The user {you} is disabled.\n"
-    assert flask("list-tokens") == ""
+    assert result.stderr == f"The user {user_email} is disabled.\n"
+    assert run_flask("list-tokens") == ""
 
 
 @sqlite_only
-def test_expired_tokens_are_marked(make_app, app, flask, you, set_columns, runner):
+def test_expired_tokens_are_marked(
+    make_app, app, run_flask, user_email, set_columns, runner
+):
     old, new = (
-        runner.invoke(args=["create-token", you]).stderr.strip() for _ in range(2)
+        runner.invoke(args=["create-token", user_email]).stderr.strip()
+        for _ in range(2)
     )
     set_columns(UserToken, old, inserted_at=datetime(2024, 1, 1))
     lines = (
         make_app(TOKEN_MAX_AGE_DAYS=7).test_cli_runner().invoke(args=["list-tokens"])
     )
     first, second = lines.stdout.splitlines()
-    assert first == f"{old}  {you}  api:sha256  2024-01-01T00:00:00Z  expired"
+    assert first == f"{old}  {user_email}  api:sha256  2024-01-01T00:00:00Z  expired"
     assert second.startswith(new) and "expired" not in second
-    assert "expired" not in flask("list-tokens")
+    assert "expired" not in run_flask("list-tokens")
 
 
 @pytest.fixture
@@ -318,7 +331,9 @@ def shell(database_url):
 
 @sqlite_only
 @pytest.mark.parametrize("stdout", ["/dev/full", "&-"])
-def test_what_was_done_is_said_where_it_can_be(shell, you, dump, tmp_path, stdout):
+def test_what_was_done_is_said_where_it_can_be(
+    shell, user_email, dump, tmp_path, stdout
+):
     """On stderr and with exit code 0, since the change is committed."""
     [project_id] = dump()["Project"]
     done = shell(f"delete-project {project_id} >{stdout}")
@@ -328,8 +343,8 @@ def test_what_was_done_is_said_where_it_can_be(shell, you, dump, tmp_path, stdou
 
 
 @sqlite_only
-def test_demo_whose_token_cannot_be_shown_changes_nothing(shell, flask, dump):
-    flask("demo")
+def test_demo_whose_token_cannot_be_shown_changes_nothing(shell, run_flask, dump):
+    run_flask("demo")
     before = dump()
     done = shell("demo >/dev/full")
     assert (done.returncode, done.stderr) == (1, "[Errno 28] No space left on device\n")

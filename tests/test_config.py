@@ -6,7 +6,7 @@ import subprocess
 import sys
 
 import pytest
-from conftest import PATIENCE, ROOT
+from conftest import ROOT, TIMEOUT
 from flask import Flask
 
 from app import create_app
@@ -112,7 +112,7 @@ def test_wrong_value_ends_flask_and_gunicorn(command, name, value):
         env=environment(**{name: value}),
         capture_output=True,
         text=True,
-        timeout=PATIENCE,
+        timeout=TIMEOUT,
     )
     assert done.returncode != 0
     lines = [line for line in done.stderr.splitlines() if "[INFO]" not in line]

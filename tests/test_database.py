@@ -12,7 +12,7 @@ from shutil import rmtree
 from tempfile import mkdtemp
 
 import pytest
-from conftest import ROOT, RUN, free_port, postgresql_only, sqlite_only
+from conftest import ROOT, RUN_ID, free_port, postgresql_only, sqlite_only
 from sqlalchemy import make_url
 from test_server import Load
 
@@ -67,7 +67,7 @@ def test_file_that_is_no_database_is_unavailable(
     file_of(database_url).write_bytes(content)
     for path in ("/api/jobs", "/health_check"):
         caplog.clear()
-        assert client.get(path, headers=seed.bearer).status_code == 503
+        assert client.get(path, headers=seed.auth_header).status_code == 503
         [record] = caplog.records
         assert str(file_of(database_url)) in record.message and not record.exc_info
 
@@ -94,7 +94,7 @@ def test_right_that_is_missing_is_told():
     paths, culprits = [], []
     for folder_mode, file_mode, culprit in rights:
         # pytest's own folders are closed to others.
-        folder = Path(mkdtemp(prefix=RUN))
+        folder = Path(mkdtemp(prefix=RUN_ID))
         paths.append(folder / "jobs.db")
         culprits.append(folder / culprit)
         new_token(f"sqlite:///{paths[-1]}")
@@ -136,13 +136,13 @@ def test_log_names_the_database_and_no_password(make_app, tmp_path, caplog):
 
 
 @sqlite_only
-def test_writer_waits_for_a_lock_that_was_there_before(flask, database_url):
+def test_writer_waits_for_a_lock_that_was_there_before(run_flask, database_url):
     """Of another program, which keeps a rollback journal."""
     done = []
     with closing(sqlite3.connect(file_of(database_url), isolation_level=None)) as other:
         other.execute("PRAGMA journal_mode = DELETE")
         other.execute("BEGIN EXCLUSIVE")
-        waiter = threading.Thread(target=lambda: done.append(flask("init-db")))
+        waiter = threading.Thread(target=lambda: done.append(run_flask("init-db")))
         waiter.start()
         # Longer than readers wait.
         waiter.join(2)
@@ -160,13 +160,13 @@ def test_locked_file_holds_nobody_up(start_server, seed, database_url):
         other.execute("PRAGMA locking_mode = EXCLUSIVE")
         other.execute("PRAGMA journal_mode = DELETE")
         other.execute("BEGIN EXCLUSIVE")
-        with Load(server, ["/api/jobs"], seed.bearer, clients=100) as load:
+        with Load(server, ["/api/jobs"], seed.auth_header, clients=100) as load:
             load.wait_for(100)
             assert server.get("/api/openapi.json").status == 200
         other.execute("ROLLBACK")
     assert {answer.status for answer in load.answers} == {503}
     assert max(answer.seconds for answer in load.answers) < 20
-    assert server.get("/api/jobs", seed.bearer).status == 200
+    assert server.get("/api/jobs", seed.auth_header).status == 200
 
 
 @postgresql_only
@@ -180,7 +180,7 @@ def test_writers_see_each_other_whatever_the_default_isolation(
     command = [sys.executable, "-m", "flask", "import-project", "-"]
     environment = os.environ | {
         "DATABASE_URL": url.render_as_string(False),
-        "JOBS_TEST_RUN": RUN,
+        "JOBS_TEST_RUN": RUN_ID,
     }
     project = new_state(jobs=0)
     processes = [

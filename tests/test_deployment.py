@@ -15,13 +15,13 @@ from http.client import HTTPSConnection
 import pytest
 from conftest import (
     ROOT,
-    RUN,
+    RUN_ID,
     files_in_image,
     free_port,
     postgresql_only,
-    served,
     sqlite_only,
     wait_until,
+    with_shared_server,
 )
 from sqlalchemy import make_url
 from test_headers import FORWARDED
@@ -55,7 +55,7 @@ class Nginx:
         )
         command = [find_program("nginx"), "-e", "stderr", "-p", folder]
         command += ["-c", "nginx.conf"]
-        self.process = subprocess.Popen(command, env={"JOBS_TEST_RUN": RUN})
+        self.process = subprocess.Popen(command, env={"JOBS_TEST_RUN": RUN_ID})
 
     def get(self, path, headers=None):
         """The answer over TLS, with its ``body`` read."""
@@ -85,13 +85,13 @@ def start_nginx(tmp_path):
         nginx.process.wait(30)
 
 
-@served(**BEHIND)
+@with_shared_server(**BEHIND)
 def test_links_behind_nginx_have_the_address_that_was_asked(server, start_nginx, seed):
     """Whatever a caller forwards of its own."""
     nginx = start_nginx(block("nginx", "server_name").replace("8000", str(server.port)))
     for host in (HOST, f"{HOST}:8443"):
         for forwarded in ({}, FORWARDED):
-            headers = seed.bearer | {"Host": host} | forwarded
+            headers = seed.auth_header | {"Host": host} | forwarded
             answer = json.loads(nginx.get("/api/jobs", headers).body)
             assert answer["links"]["self"] == f"https://{host}/api/jobs"
     assert nginx.get("/api/jobs", {"Host": "evil.example"}).status == 400
@@ -108,7 +108,7 @@ def test_services_behind_nginx_go_one_after_the_other(
         upstream = upstream.replace(f"10.0.0.{n}:8000", f"127.0.0.1:{service.port}")
     server = block("nginx", "server_name").replace("127.0.0.1:8000", "jobs")
     nginx = start_nginx(upstream + server)
-    with Load(nginx, paths, seed.bearer) as load:
+    with Load(nginx, paths, seed.auth_header) as load:
         load.wait_for(50)
         reloaded, stopped = services
         before = reloaded.workers()
@@ -125,7 +125,7 @@ def test_services_behind_nginx_go_one_after_the_other(
 
 [STRIPPED] = re.findall(r"proxy_pass (http://127.0.0.1:8000/\w+/);", README)
 
-below_prefix = served(SCRIPT_NAME="/openfn", **BEHIND)
+below_prefix = with_shared_server(SCRIPT_NAME="/openfn", **BEHIND)
 
 
 @below_prefix
@@ -143,7 +143,7 @@ def test_links_below_a_prefix_have_it(
     blocks = block("nginx", "server_name").replace("location /", f"location {location}")
     blocks = blocks.replace("http://127.0.0.1:8000", target)
     nginx = start_nginx(blocks.replace("8000", str(server.port)))
-    answer = nginx.get(f"{path}?page_size=2", seed.bearer)
+    answer = nginx.get(f"{path}?page_size=2", seed.auth_header)
     links = json.loads(answer.body)["links"]
     root = f"https://{HOST}/openfn/api/jobs"
     assert links["self"] == f"{root}?page_size=2"
@@ -242,7 +242,7 @@ def test_copy_of_sqlite_can_be_put_back(
 
     (tmp_path / "copies").mkdir()
     server = start_server()
-    headers = seed.bearer | {"Host": HOST}
+    headers = seed.auth_header | {"Host": HOST}
     before = server.get("/api/jobs", headers).body
     assert json.loads(before)["meta"]["total_entries"] == 3
     run("sqlite3")
@@ -261,7 +261,7 @@ CONNECTIONS = "SELECT count(*) FROM pg_stat_activity WHERE usename = %s"
 @pytest.fixture
 def limited_role(execute, database_url):
     """A role that may connect once, and its URL."""
-    role = f"limited_{RUN}"
+    role = f"limited_{RUN_ID}"
     execute(
         f"CREATE ROLE {role} LOGIN PASSWORD 'secret' CONNECTION LIMIT 1;"
         f"GRANT USAGE ON SCHEMA public TO {role};"
@@ -280,7 +280,7 @@ def test_role_needs_eight_connections_a_worker(
     server = start_server(DATABASE_URL=url)
     for limit, statuses in (1, {200, 503}), (8, {200}):
         execute(f"ALTER ROLE {role} CONNECTION LIMIT {limit}")
-        with Load(server, ["/api/jobs"], seed.bearer, clients=32) as load:
+        with Load(server, ["/api/jobs"], seed.auth_header, clients=32) as load:
             load.wait_for(100)
         assert {answer.status for answer in load.answers} == statuses
         assert load.cut == []

@@ -5,7 +5,7 @@ import os
 from shutil import which
 
 import pytest
-from conftest import served, sqlite_only
+from conftest import sqlite_only, with_shared_server
 from selenium.webdriver import Chrome, ChromeOptions, ChromeService
 from selenium.webdriver.common.by import By
 from selenium.webdriver.support.expected_conditions import element_to_be_clickable
@@ -40,10 +40,10 @@ def requested_urls(browser):
             yield message["params"]["request"]["url"]
 
 
-@served()
-def test_person_reads_the_demo_s_jobs_on_the_page(server, flask, browser):
+@with_shared_server()
+def test_person_reads_the_demo_s_jobs_on_the_page(server, run_flask, browser):
     """With nothing from elsewhere, and no error in the console."""
-    token = flask("demo").split()[1]
+    token = run_flask("demo").split()[1]
     root = f"http://127.0.0.1:{server.port}"
 
     def element(selector):

@@ -35,18 +35,18 @@ def details(response):
 
 @sqlite_only
 @pytest.mark.parametrize("status", default_exceptions)
-def test_every_error_is_json(empty_app, status):
-    empty_app.add_url_rule("/boom", view_func=lambda: abort(status))
-    response = empty_app.test_client().get("/boom")
+def test_every_error_is_json(app_without_tables, status):
+    app_without_tables.add_url_rule("/boom", view_func=lambda: abort(status))
+    response = app_without_tables.test_client().get("/boom")
     assert (response.status_code, response.mimetype) == (status, "application/json")
     assert response.json["error"] == HTTP_STATUS_CODES[status]
     assert response.json["errors"][0]["status"] == str(status)
 
 
 @sqlite_only
-def test_fault_of_ours_is_told_to_the_log_alone(empty_app, caplog):
-    empty_app.add_url_rule("/boom", view_func=lambda: 1 / 0)
-    response = empty_app.test_client().get("/boom")
+def test_fault_of_ours_is_told_to_the_log_alone(app_without_tables, caplog):
+    app_without_tables.add_url_rule("/boom", view_func=lambda: 1 / 0)
+    response = app_without_tables.test_client().get("/boom")
     assert (response.status_code, response.mimetype) == (500, "application/json")
     assert "ZeroDivision" not in response.text
     [record] = caplog.records
@@ -128,7 +128,7 @@ RANGE = "{} must be between 1 and {}."
 def test_numbers_are_ascii_digits_within_limits(
     client, seed, value, detail, name, most
 ):
-    response = client.get(f"/api/jobs?{name}={value}", headers=seed.bearer)
+    response = client.get(f"/api/jobs?{name}={value}", headers=seed.auth_header)
     assert response.status_code == 400
     assert details(response) == {name: detail.format(name, most)}
 
@@ -151,7 +151,7 @@ BAD_IDS = [
 @sqlite_only
 @pytest.mark.parametrize("bad_id", BAD_IDS)
 def test_id_has_one_form(client, seed, bad_id):
-    response = client.get(f"/api/jobs?project_id={bad_id}", headers=seed.bearer)
+    response = client.get(f"/api/jobs?project_id={bad_id}", headers=seed.auth_header)
     assert details(response) == {"project_id": "project_id must be a UUID."}
     for path in (
         f"/api/jobs/{bad_id}",
@@ -159,7 +159,7 @@ def test_id_has_one_form(client, seed, bad_id):
         f"/api/projects/{bad_id}/jobs/{seed.job_ids[0]}",
         f"/api/projects/{seed.project_id}/jobs/{bad_id}",
     ):
-        response = client.get(path, headers=seed.bearer)
+        response = client.get(path, headers=seed.auth_header)
         assert response.status_code == 400, path
         [detail] = details(response).items()
         assert detail[0] is None and detail[1].endswith(" is not a UUID.")
@@ -168,7 +168,7 @@ def test_id_has_one_form(client, seed, bad_id):
 @sqlite_only
 def test_every_argument_at_fault_is_named(client, seed):
     query = "page=0&page_size=1&page_size=2&projectid=x&project_id=&%C3%A9=1"
-    response = client.get(f"/api/jobs?{query}", headers=seed.bearer)
+    response = client.get(f"/api/jobs?{query}", headers=seed.auth_header)
     assert response.json["error"] == "Bad Request"
     assert details(response) == {
         "page": "page must be between 1 and 2147483647.",
@@ -183,7 +183,7 @@ def test_every_argument_at_fault_is_named(client, seed):
 @pytest.mark.parametrize("query", ["page=1&page=1", "page=1&page_size=2&page=2"])
 def test_argument_is_given_once(client, seed, query):
     """Even where one value would do as well as the other."""
-    response = client.get(f"/api/jobs?{query}", headers=seed.bearer)
+    response = client.get(f"/api/jobs?{query}", headers=seed.auth_header)
     assert response.status_code == 400
     assert details(response) == {"page": "page must be given once."}
 
@@ -196,7 +196,7 @@ def test_routes_know_their_own_arguments_alone(client, seed):
         (f"/api/jobs/{job}?page=1", "page"),
         (f"/api/projects/{project}/jobs/{job}?page_size=1", "page_size"),
     ):
-        response = client.get(path, headers=seed.bearer)
+        response = client.get(path, headers=seed.auth_header)
         assert response.status_code == 400
         assert details(response) == {
             name: f"{name} is not an argument of this request."
@@ -211,15 +211,15 @@ def test_arguments_are_judged_before_the_project(client, seed):
         f"/api/projects/{foreign}/jobs/x",
         f"/api/projects/{foreign}/jobs/{seed.foreign_job_id}?page=1",
     ):
-        assert client.get(path, headers=seed.bearer).status_code == 400
+        assert client.get(path, headers=seed.auth_header).status_code == 400
 
 
-def test_database_without_tables_is_unavailable(empty_app, caplog):
+def test_database_without_tables_is_unavailable(app_without_tables, caplog):
     """And the log says in one line what to do, without the token."""
     headers = {"Authorization": "Bearer secret"}
     for path in ("/health_check", "/api/jobs"):
         caplog.clear()
-        response = empty_app.test_client().get(path, headers=headers)
+        response = app_without_tables.test_client().get(path, headers=headers)
         assert (response.status_code, response.mimetype) == (503, "application/json")
         assert response.headers["Retry-After"] == "5"
         [record] = caplog.records
@@ -231,14 +231,14 @@ def test_database_without_tables_is_unavailable(empty_app, caplog):
 def test_column_that_went_is_a_fault_of_ours(client, seed, rename_column, caplog):
     """For asking again does not help: the traceback is in the log."""
     rename_column("jobs", "adaptor", "language")
-    response = client.get("/api/jobs", headers=seed.bearer)
+    response = client.get("/api/jobs", headers=seed.auth_header)
     assert (response.status_code, response.mimetype) == (500, "application/json")
     assert "adaptor" not in response.text
     [record] = caplog.records
     assert "adaptor" in str(record.exc_info[1])
-    assert seed.bearer["Authorization"][7:] not in caplog.text
+    assert seed.auth_header["Authorization"][7:] not in caplog.text
     rename_column("jobs", "language", "adaptor")
-    assert client.get("/api/jobs", headers=seed.bearer).status_code == 200
+    assert client.get("/api/jobs", headers=seed.auth_header).status_code == 200
 
 
 def test_request_without_a_token_never_asks_the_database(make_app, tmp_path):

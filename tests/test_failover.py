@@ -10,7 +10,7 @@ from shutil import chown, rmtree, which
 from tempfile import mkdtemp
 
 import pytest
-from conftest import RUN, free_port, sqlite_only, wait_until
+from conftest import RUN_ID, free_port, sqlite_only, wait_until
 from test_server import Load
 
 # For the fixtures' sake: the databases are the two servers' own.
@@ -30,7 +30,7 @@ class PostgreSQL:
             [program(command), *arguments],
             cwd=self.folder.parent,
             user=user,
-            env={"JOBS_TEST_RUN": RUN, "LC_ALL": "C", "PATH": os.environ["PATH"]},
+            env={"JOBS_TEST_RUN": RUN_ID, "LC_ALL": "C", "PATH": os.environ["PATH"]},
             stdout=subprocess.DEVNULL,
             check=True,
         )
@@ -62,7 +62,7 @@ def servers():
     if not all(map(program, ("initdb", "pg_basebackup", "pg_ctl"))):
         assert not os.environ.get("CI"), "CI must have PostgreSQL's programs"
         pytest.skip("needs initdb, pg_basebackup and pg_ctl")
-    folder = mkdtemp(prefix=RUN)
+    folder = mkdtemp(prefix=RUN_ID)
     if os.getuid() == 0:
         chown(folder, "postgres")
     primary, standby = servers = [
@@ -89,23 +89,23 @@ def url_of(*servers, arguments=""):
 
 
 @pytest.fixture
-def bearer(servers, make_app):
+def auth_header(servers, make_app):
     """The header with the demo's token, once it is known on the standby too."""
     primary, standby = (make_app(DATABASE_URL=url_of(server)) for server in servers)
     token = primary.test_cli_runner().invoke(args=["demo"]).stdout.split()[1]
-    bearer = {"Authorization": f"Bearer {token}"}
+    auth_header = {"Authorization": f"Bearer {token}"}
     client = standby.test_client()
-    wait_until(lambda: client.get("/api/jobs", headers=bearer).status_code == 200)
-    return bearer
+    wait_until(lambda: client.get("/api/jobs", headers=auth_header).status_code == 200)
+    return auth_header
 
 
-def test_either_host_may_go(servers, bearer, start_server):
+def test_either_host_may_go(servers, auth_header, start_server):
     """Under load, and come back: two seconds later all answers are right."""
     server = start_server(DATABASE_URL=url_of(*servers))
-    expected = server.get("/api/jobs", bearer).body
+    expected = server.get("/api/jobs", auth_header).body
     assert json.loads(expected)["meta"]["total_entries"] == 3
     late = []
-    with Load(server, ["/api/jobs"], bearer, clients=2) as load:
+    with Load(server, ["/api/jobs"], auth_header, clients=2) as load:
         for gone in servers:
             load.wait_for(50)
             gone.stop()

@@ -18,8 +18,8 @@ from uuid import uuid4
 import psycopg
 import pytest
 from conftest import (
-    PATIENCE,
     ROOT,
+    TIMEOUT,
     free_port,
     postgresql_only,
     running_server,
@@ -29,7 +29,7 @@ from conftest import (
 from sqlalchemy import event, make_url
 from test_server import Load, assert_that_two_workers_serve
 
-from database import db, writing
+from database import db, write_transaction
 
 
 class Forwarder:
@@ -95,7 +95,7 @@ def shared_server(postgresql_url, forwarder, tmp_path_factory):
 @postgresql_only
 def test_workers_connect_after_they_were_forked(server, seed, paths):
     """And several of them serve at once."""
-    assert_that_two_workers_serve(server, paths, seed.bearer)
+    assert_that_two_workers_serve(server, paths, seed.auth_header)
 
 
 @postgresql_only
@@ -104,7 +104,7 @@ def test_database_that_goes_and_comes_back(server, seed, paths, forwarder):
 
     def statuses():
         return {
-            server.get(path, seed.bearer).status
+            server.get(path, seed.auth_header).status
             for path in [*paths, "/health_check"] * 4
         }
 
@@ -114,14 +114,14 @@ def test_database_that_goes_and_comes_back(server, seed, paths, forwarder):
         started = time.monotonic()
         assert statuses() == {503}
         assert time.monotonic() - started < 5
-        refused = server.get("/api/jobs", seed.bearer)
+        refused = server.get("/api/jobs", seed.auth_header)
         assert json.loads(refused.body)["error"] == "Service Unavailable"
         assert refused.headers["Retry-After"] == "5"
         forwarder.mend()
         # Idle connections that were cut are replaced without a caller noticing.
         assert statuses() == {200}
     log = server.log()
-    assert "Traceback" not in log and seed.bearer["Authorization"][7:] not in log
+    assert "Traceback" not in log and seed.auth_header["Authorization"][7:] not in log
     assert log.count("The database cannot be read") == 2 * (4 * (len(paths) + 1) + 1)
 
 
@@ -135,7 +135,7 @@ def test_connections_that_break_at_once_are_unavailable(app, seed, execute, capl
     with app.app_context():
         db.engine.dispose()
         event.listen(db.engine, "connect", end)
-    response = app.test_client().get("/api/jobs", headers=seed.bearer)
+    response = app.test_client().get("/api/jobs", headers=seed.auth_header)
     assert response.status_code == 503
     [record] = caplog.records
     assert record.exc_info is None
@@ -144,7 +144,7 @@ def test_connections_that_break_at_once_are_unavailable(app, seed, execute, capl
 @postgresql_only
 def test_database_that_restarts_under_load(server, seed, paths, forwarder):
     """Busy workers answer 503 while it is away, and cut no client off."""
-    with Load(server, paths, seed.bearer) as load:
+    with Load(server, paths, seed.auth_header) as load:
         load.wait_for(50)
         forwarder.cut()
         load.wait_for(50)
@@ -162,17 +162,17 @@ def test_database_that_hangs_is_given_up(server, seed, paths, forwarder):
 
     Its machine goes on to acknowledge what it is sent.
     """
-    expected = [server.get(path, seed.bearer).body for path in paths]
+    expected = [server.get(path, seed.auth_header).body for path in paths]
     forwarder.flows.clear()
     try:
-        with Load(server, paths, seed.bearer, clients=12) as load:
+        with Load(server, paths, seed.auth_header, clients=12) as load:
             wait_until(lambda: len(load.answers) >= 12)
     finally:
         forwarder.flows.set()
     assert {answer.status for answer in load.answers} == {503}
     assert max(answer.seconds for answer in load.answers) < 15
     for _ in range(3):
-        assert [server.get(path, seed.bearer).body for path in paths] == expected
+        assert [server.get(path, seed.auth_header).body for path in paths] == expected
     assert "No answer within" in server.log() and "Traceback" not in server.log()
 
 
@@ -181,8 +181,8 @@ def test_statement_that_takes_too_long_is_given_up(server, seed, database_url):
     """The table is locked: 503 within the statement timeout, not a hung worker."""
     with psycopg.connect(database_url) as connection:
         connection.execute("LOCK TABLE jobs IN ACCESS EXCLUSIVE MODE")
-        assert server.get("/api/jobs", seed.bearer).status == 503
-    assert server.get("/api/jobs", seed.bearer).status == 200
+        assert server.get("/api/jobs", seed.auth_header).status == 503
+    assert server.get("/api/jobs", seed.auth_header).status == 200
 
 
 @sqlite_only
@@ -193,9 +193,9 @@ def test_locked_sqlite_is_unavailable(make_app, app, seed, database_url):
         connection.execute("PRAGMA locking_mode = EXCLUSIVE")
         connection.execute("PRAGMA journal_mode = DELETE")
         connection.execute("BEGIN EXCLUSIVE")
-        assert client.get("/api/jobs", headers=seed.bearer).status_code == 503
+        assert client.get("/api/jobs", headers=seed.auth_header).status_code == 503
         connection.execute("ROLLBACK")
-    assert client.get("/api/jobs", headers=seed.bearer).status_code == 200
+    assert client.get("/api/jobs", headers=seed.auth_header).status_code == 200
 
 
 @pytest.fixture
@@ -261,7 +261,7 @@ def import_locks(database_url, request):
 
 
 @pytest.fixture
-def rewrite(new_state, import_state, client, bearer):
+def import_pair(new_state, import_state, client, auth_header):
     """A state that is in the database, a change of it, and a look at which is there."""
     before = new_state(jobs=500)
     import_state(before, "you@example.org")
@@ -270,7 +270,7 @@ def rewrite(new_state, import_state, client, bearer):
     for workflow in after["workflows"]:
         for job in workflow["jobs"]:
             job["body"] += "changed"
-    headers = bearer("you@example.org")
+    headers = auth_header("you@example.org")
     paths = ["/api/jobs", f"/api/jobs/{before['workflows'][0]['jobs'][0]['id']}"]
 
     def look():
@@ -291,36 +291,38 @@ def kill(process):
 
 
 def test_import_killed_before_its_lock_changes_nothing(
-    app, start_import, rewrite, import_locks
+    app, start_import, import_pair, import_locks
 ):
-    with app.app_context(), writing():
-        process = start_import(rewrite.after)
+    with app.app_context(), write_transaction():
+        process = start_import(import_pair.after)
         wait_until(lambda: import_locks(process) == (1, True))
         assert kill(process) == ""
-    assert rewrite.look() == OLD
+    assert import_pair.look() == OLD
 
 
 def test_import_killed_while_it_writes_changes_nothing(
-    start_import, import_state, rewrite, import_locks
+    start_import, import_state, import_pair, import_locks
 ):
     for _ in range(10):
-        process = start_import(rewrite.after)
+        process = start_import(import_pair.after)
         wait_until(lambda p=process: import_locks(p)[0] or p.poll() is not None)
         process.send_signal(signal.SIGSTOP)
         is_writing, _ = import_locks(process)
         said = kill(process)
         wait_until(lambda p=process: not import_locks(p)[0])
         # Killed with the lock in its hands, or as it let go of it: then once more.
-        if is_writing and rewrite.look() != NEW:
+        if is_writing and import_pair.look() != NEW:
             break
-        import_state(rewrite.before)
-    assert (is_writing, said, rewrite.look()) == (1, "", OLD)
+        import_state(import_pair.before)
+    assert (is_writing, said, import_pair.look()) == (1, "", OLD)
     # Nothing holds a lock: the same import goes through.
-    assert "400 jobs updated" in import_state(rewrite.after)
-    assert rewrite.look() == NEW
+    assert "400 jobs updated" in import_state(import_pair.after)
+    assert import_pair.look() == NEW
 
 
-def test_import_killed_before_it_speaks_has_changed_everything(start_import, rewrite):
+def test_import_killed_before_it_speaks_has_changed_everything(
+    start_import, import_pair
+):
     """Nobody reads what it says, so that it waits between its commit and its end."""
     reader, writer = os.pipe()
     os.set_blocking(writer, False)
@@ -329,17 +331,17 @@ def test_import_killed_before_it_speaks_has_changed_everything(start_import, rew
             while True:
                 os.write(writer, b"x" * size)
     os.set_blocking(writer, True)
-    process = start_import(rewrite.after, stdout=writer)
+    process = start_import(import_pair.after, stdout=writer)
     os.close(writer)
-    wait_until(lambda: rewrite.look() == NEW)
+    wait_until(lambda: import_pair.look() == NEW)
     kill(process)
     with open(reader) as said:
         assert set(said.read()) == {"x"}
-    assert rewrite.look() == NEW
+    assert import_pair.look() == NEW
 
 
 def test_readers_see_one_state_while_imports_write(
-    start_server, import_state, new_state, bearer
+    start_server, import_state, new_state, auth_header
 ):
     """Every answer is 200, and its count and its data are of the same state.
 
@@ -350,7 +352,7 @@ def test_readers_see_one_state_while_imports_write(
     import_state(small, "you@example.org")
     server = start_server()
     paths = ["/api/jobs?page_size=100", "/api/jobs?page_size=10&page=2"]
-    with Load(server, paths, bearer("you@example.org")) as load:
+    with Load(server, paths, auth_header("you@example.org")) as load:
         for _ in range(3):
             for state in (large, small):
                 import_state(state)
@@ -367,18 +369,18 @@ def test_readers_see_one_state_while_imports_write(
 
 
 def test_two_imports_follow_each_other(
-    app, start_import, import_locks, import_state, new_state, client, bearer
+    app, start_import, import_locks, import_state, new_state, client, auth_header
 ):
     first, second = new_state(jobs=300), new_state(jobs=200)
     second["id"] = first["id"]
     import_state(new_state(jobs=0) | {"id": first["id"]}, "you@example.org")
-    with app.app_context(), writing():
+    with app.app_context(), write_transaction():
         process = start_import(first)
         wait_until(lambda: import_locks(process) == (1, True))
     # The lock is free, and each wants it.
-    said = import_state(second) + process.communicate(timeout=PATIENCE)[0]
+    said = import_state(second) + process.communicate(timeout=TIMEOUT)[0]
     assert process.returncode == 0, said
-    answer = client.get("/api/jobs", headers=bearer("you@example.org")).json
+    answer = client.get("/api/jobs", headers=auth_header("you@example.org")).json
     total = answer["meta"]["total_entries"]
     assert total in (300, 200)
     # The jobs of the one that came first.

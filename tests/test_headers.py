@@ -6,17 +6,17 @@ from conftest import sqlite_only
 
 def test_job_routes_answer_304_to_those_who_have_it(client, seed, paths):
     for path in paths:
-        full = client.get(path, headers=seed.bearer)
+        full = client.get(path, headers=seed.auth_header)
         etag = full.headers["ETag"]
         assert etag.startswith('"') and full.headers["Vary"] == "Authorization"
         assert full.headers["Cache-Control"] == "private, no-cache"
         for match in (etag, f'W/{etag}, "x"', "*"):
-            headers = seed.bearer | {"If-None-Match": match}
+            headers = seed.auth_header | {"If-None-Match": match}
             response = client.get(path, headers=headers)
             assert (response.status_code, response.data) == (304, b"")
             for name in ("ETag", "Vary", "Cache-Control", "Link"):
                 assert response.headers.get(name) == full.headers.get(name)
-        headers = seed.bearer | {"If-None-Match": '"x"', "If-Match": '"x"'}
+        headers = seed.auth_header | {"If-None-Match": '"x"', "If-Match": '"x"'}
         assert client.get(path, headers=headers).data == full.data
 
 
@@ -25,36 +25,36 @@ def test_match_is_judged_after_access(client, seed):
         (f"/api/jobs/{seed.foreign_job_id}", 403),
         ("/api/jobs?page=0", 400),
     ):
-        headers = seed.bearer | {"If-None-Match": "*"}
+        headers = seed.auth_header | {"If-None-Match": "*"}
         assert client.get(path, headers=headers).status_code == status
     assert client.get("/api/jobs", headers={"If-None-Match": "*"}).status_code == 401
 
 
-def test_etag_follows_the_answer(client, seed, flask, import_state):
+def test_etag_follows_the_answer(client, seed, run_flask, import_state):
     path = f"/api/jobs/{seed.job_ids[0]}"
-    before = client.get(path, headers=seed.bearer).headers["ETag"]
-    assert client.get(path, headers=seed.bearer).headers["ETag"] == before
+    before = client.get(path, headers=seed.auth_header).headers["ETag"]
+    assert client.get(path, headers=seed.auth_header).headers["ETag"] == before
     seed.state["workflows"][0]["jobs"][0]["body"] = "changed"
     import_state(seed.state)
-    assert client.get(path, headers=seed.bearer).headers["ETag"] != before
+    assert client.get(path, headers=seed.auth_header).headers["ETag"] != before
 
 
 @sqlite_only
 def test_link_header_has_the_links_of_the_list(client, seed):
     url = "/api/jobs?page=2&page_size=1"
-    response = client.get(url, headers=seed.bearer)
+    response = client.get(url, headers=seed.auth_header)
     links = response.json["links"]
     assert response.headers["Link"] == ", ".join(
         f'<{links[rel]}>; rel="{rel}"' for rel in ("first", "prev", "next", "last")
     )
-    only = client.get("/api/jobs", headers=seed.bearer).headers["Link"]
+    only = client.get("/api/jobs", headers=seed.auth_header).headers["Link"]
     assert "prev" not in only and "next" not in only
 
 
 @sqlite_only
 def test_nothing_is_sniffed_and_errors_are_not_kept(client, seed):
     for path, headers, cache in (
-        ("/api/jobs", seed.bearer, "private, no-cache"),
+        ("/api/jobs", seed.auth_header, "private, no-cache"),
         ("/api/jobs", {}, "no-store"),
         ("/nothing", {}, "no-store"),
         ("/health_check", {}, "no-store"),
@@ -80,7 +80,7 @@ FORWARDED = {
 )
 def test_only_trusted_proxies_are_believed(make_app, seed, proxies, root):
     client = make_app(TRUSTED_PROXIES=proxies).test_client()
-    response = client.get("/api/jobs", headers=seed.bearer | FORWARDED)
+    response = client.get("/api/jobs", headers=seed.auth_header | FORWARDED)
     assert response.json["links"]["self"] == f"{root}/api/jobs"
 
 
@@ -88,7 +88,7 @@ def test_only_trusted_proxies_are_believed(make_app, seed, proxies, root):
 def test_no_more_proxies_are_believed_than_told(make_app, seed):
     client = make_app(TRUSTED_PROXIES=1).test_client()
     headers = {"X-Forwarded-Host": "evil.example, jobs.example"}
-    response = client.get("/api/jobs", headers=seed.bearer | headers)
+    response = client.get("/api/jobs", headers=seed.auth_header | headers)
     assert response.json["links"]["self"] == "http://jobs.example/api/jobs"
 
 
@@ -114,7 +114,7 @@ def test_no_more_proxies_are_believed_than_told(make_app, seed):
 @pytest.mark.parametrize("path", ["/api/jobs", "/health_check", "/nothing"])
 def test_malformed_address_is_refused(make_app, seed, headers, path):
     client = make_app(TRUSTED_PROXIES=1).test_client()
-    response = client.get(path, headers=seed.bearer | headers)
+    response = client.get(path, headers=seed.auth_header | headers)
     assert (response.status_code, response.mimetype) == (400, "application/json")
 
 
@@ -144,5 +144,5 @@ def test_only_trusted_hosts_are_served(make_app, seed, host, status, trusted):
             ("/health_check", 200),
             ("/nothing", 404 if status == 200 else status),
         ):
-            got = client.get(path, headers=seed.bearer | headers)
+            got = client.get(path, headers=seed.auth_header | headers)
             assert got.status_code == expected

@@ -73,10 +73,10 @@ RESOURCE_2 = {
 
 
 @pytest.fixture
-def clinic(import_state, bearer):
+def clinic(import_state, auth_header):
     """The bearer of a token that opens the project with the two jobs above."""
     import_state(STATE, "you@example.org")
-    return bearer("you@example.org")
+    return auth_header("you@example.org")
 
 
 @pytest.mark.parametrize(
@@ -170,10 +170,10 @@ def test_case_of_ids_and_a_trailing_slash_change_nothing(client, clinic, path):
     ],
 )
 def test_page_holds_its_part_and_links_its_neighbours(
-    client, new_state, import_state, bearer, query, numbers, prev, next_
+    client, new_state, import_state, auth_header, query, numbers, prev, next_
 ):
     import_state(new_state(jobs=5), "you@example.org")
-    response = client.get(f"/api/jobs?{query}", headers=bearer("you@example.org"))
+    response = client.get(f"/api/jobs?{query}", headers=auth_header("you@example.org"))
     names = [job["attributes"]["name"] for job in response.json["data"]]
     assert names == [f"Job {n}" for n in numbers]
     links = response.json["links"]
@@ -183,14 +183,16 @@ def test_page_holds_its_part_and_links_its_neighbours(
     assert response.json["meta"]["total_entries"] == 5
 
 
-def test_every_page_in_turn_is_the_whole_list(client, new_state, import_state, bearer):
+def test_every_page_in_turn_is_the_whole_list(
+    client, new_state, import_state, auth_header
+):
     """Though jobs have the same time: then the id decides."""
     state = new_state(jobs=23)
     for workflow in state["workflows"]:
         for job in workflow["jobs"]:
             job["inserted_at"] = f"2024-01-01T00:00:0{ord(job['id'][0]) % 3}"
     import_state(state, "you@example.org")
-    headers = bearer("you@example.org")
+    headers = auth_header("you@example.org")
     whole = client.get("/api/jobs?page_size=100", headers=headers).json["data"]
     pages, url = [], "/api/jobs?page_size=4"
     while url:
@@ -204,11 +206,11 @@ def test_every_page_in_turn_is_the_whole_list(client, new_state, import_state, b
 
 
 def test_list_is_in_order_wherever_its_jobs_stand(
-    client, new_state, import_state, bearer
+    client, new_state, import_state, auth_header
 ):
     """Among the jobs of others, which are older, or newer, or of the same time."""
     import_state(new_state(jobs=20), "you@example.org")
-    headers = bearer("you@example.org")
+    headers = auth_header("you@example.org")
     for others_at in ("2001-01-01", "2999-01-01", None):
         theirs = new_state(jobs=20)
         for workflow in theirs["workflows"]:
@@ -222,9 +224,9 @@ def test_list_is_in_order_wherever_its_jobs_stand(
             assert names == [f"Job {number}" for number in numbers]
 
 
-def test_no_jobs_are_still_one_page(client, new_state, import_state, bearer):
+def test_no_jobs_are_still_one_page(client, new_state, import_state, auth_header):
     import_state(new_state(jobs=0), "you@example.org")
-    answer = client.get("/api/jobs?page=2", headers=bearer("you@example.org")).json
+    answer = client.get("/api/jobs?page=2", headers=auth_header("you@example.org")).json
     assert answer["data"] == []
     assert answer["meta"]["total_pages"] == 1
     assert answer["links"]["last"] == "http://localhost/api/jobs?page=1"
@@ -251,17 +253,17 @@ def test_links_have_the_prefix_where_the_service_is_mounted(client, clinic):
 @sqlite_only
 def test_limit_below_the_default_is_the_default(make_app, app, seed):
     client = make_app(MAX_PAGE_SIZE=2).test_client()
-    answer = client.get("/api/jobs", headers=seed.bearer).json
+    answer = client.get("/api/jobs", headers=seed.auth_header).json
     assert answer["meta"]["page_size"] == 2
     assert len(answer["data"]) == 2
 
 
 def test_jobs_of_a_deleted_workflow_are_in_no_answer(client, seed, set_columns):
     set_columns(Workflow, seed.workflow_id, deleted_at=datetime(2024, 1, 1))
-    answer = client.get("/api/jobs", headers=seed.bearer).json
+    answer = client.get("/api/jobs", headers=seed.auth_header).json
     assert [job["id"] for job in answer["data"]] == seed.job_ids[2:]
     assert answer["meta"]["total_entries"] == 1
-    response = client.get(f"/api/jobs/{seed.job_ids[0]}", headers=seed.bearer)
+    response = client.get(f"/api/jobs/{seed.job_ids[0]}", headers=seed.auth_header)
     assert response.status_code == 404
 
 
@@ -269,18 +271,18 @@ def test_nulls_are_given_as_null(client, seed, set_columns):
     job_id = seed.job_ids[0]
     set_columns(Job, job_id, name=None, body=None, adaptor=None)
     set_columns(Workflow, seed.workflow_id, name=None)
-    answer = client.get(f"/api/jobs/{job_id}", headers=seed.bearer).json
+    answer = client.get(f"/api/jobs/{job_id}", headers=seed.auth_header).json
     attributes = answer["data"]["attributes"]
     assert [attributes[name] for name in ("name", "body", "adaptor")] == [None] * 3
     assert answer["included"][0]["attributes"] == {"name": None}
 
 
-def test_large_body_comes_whole(client, import_state, new_state, bearer):
+def test_large_body_comes_whole(client, import_state, new_state, auth_header):
     state = new_state(jobs=1)
     state["workflows"][0]["jobs"][0]["body"] = body = "fn('\u2028é😀');\n" * 100_000
     import_state(state, "you@example.org")
     job_id = state["workflows"][0]["jobs"][0]["id"]
-    response = client.get(f"/api/jobs/{job_id}", headers=bearer("you@example.org"))
+    response = client.get(f"/api/jobs/{job_id}", headers=auth_header("you@example.org"))
     assert response.json["data"]["attributes"]["body"] == body
 
 
@@ -322,6 +324,6 @@ def test_project_is_judged_before_the_job(client, seed, path, status, detail):
         "our_project": seed.project_id,
         "their_project": seed.foreign_project_id,
     }
-    response = client.get(path.format(**ids), headers=seed.bearer)
+    response = client.get(path.format(**ids), headers=seed.auth_header)
     assert response.status_code == status
     assert response.json["errors"][0]["detail"] == detail.format(**ids)

@@ -117,7 +117,7 @@ JOB, OPEN_JOB, GOING_JOB, DELETED_JOB = (
 
 
 @pytest.fixture
-def admin(execute, own_tables):
+def admin(execute, empty_schema):
     """A function that may do anything in a database with Lightning's tables."""
     execute(SCHEMA)
     execute(DATA)

@@ -23,15 +23,15 @@ UNKNOWN_ID, FOREIGN_PROJECT_ID, FOREIGN_JOB_ID = [str(UUID(int=n)) for n in rang
 
 
 @pytest.fixture
-def document(empty_app):
+def document(app_without_tables):
     """The document as the service gives it."""
-    return empty_app.test_client().get("/api/openapi.json").json
+    return app_without_tables.test_client().get("/api/openapi.json").json
 
 
 @pytest.fixture
-def demo(flask):
+def demo(run_flask):
     """The credentials of the demo's user, with the demo's data in the database."""
-    token = re.match("Token: (.+)", flask("demo"))[1]
+    token = re.match("Token: (.+)", run_flask("demo"))[1]
     return {"Authorization": f"Bearer {token}"}
 
 
@@ -130,8 +130,8 @@ def test_strangers_get_the_open_routes_alone(document, explore):
     [({"Host": "a/b"}, {400}), ({"Authorization": "Bearer x"}, {200, 503})],
     ids=["malformed host", "no tables"],
 )
-def test_failures_are_as_documented(empty_app, headers, statuses):
-    schema = schemathesis.openapi.from_wsgi("/api/openapi.json", empty_app)
+def test_failures_are_as_documented(app_without_tables, headers, statuses):
+    schema = schemathesis.openapi.from_wsgi("/api/openapi.json", app_without_tables)
     ids = dict.fromkeys(("project_id", "job_id"), UNKNOWN_ID)
     reached = set()
     for path in schema:
@@ -243,8 +243,8 @@ def test_links_lead_to_answers(document, client, seed):
     paths = {item["get"]["operationId"]: p for p, item in document["paths"].items()}
     responses = document["components"]["responses"]
     for name, path in ("JobList", "/api/jobs"), ("Job", f"/api/jobs/{seed.job_ids[0]}"):
-        answer = client.get(path, headers=seed.bearer).json
+        answer = client.get(path, headers=seed.auth_header).json
         for link in responses[name]["links"].values():
             ids = {n: at(answer, value) for n, value in link["parameters"].items()}
             linked = paths[link["operationId"]].format(**ids)
-            assert client.get(linked, headers=seed.bearer).status_code == 200
+            assert client.get(linked, headers=seed.auth_header).status_code == 200

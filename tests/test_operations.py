@@ -17,15 +17,15 @@ from shutil import copy2
 
 import pytest
 from conftest import (
-    PATIENCE,
     ROOT,
-    RUN,
+    RUN_ID,
+    TIMEOUT,
     Server,
     free_port,
     run_command,
-    served,
     sqlite_only,
     wait_until,
+    with_shared_server,
 )
 from test_server import Load
 
@@ -46,7 +46,7 @@ def checkout(checkout):
 @contextmanager
 def making(target, folder, **variables):
     """A make that runs, with what it prints in ``out`` and ``err`` of the folder."""
-    environment = {"JOBS_TEST_RUN": RUN, "PATH": os.environ["PATH"]} | variables
+    environment = {"JOBS_TEST_RUN": RUN_ID, "PATH": os.environ["PATH"]} | variables
     with open(folder / "out", "w") as out, open(folder / "err", "w") as err:
         process = subprocess.Popen(
             ["make", target], cwd=folder, env=environment, stdout=out, stderr=err
@@ -55,7 +55,7 @@ def making(target, folder, **variables):
         yield process
     finally:
         process.terminate()
-        process.wait(PATIENCE)
+        process.wait(TIMEOUT)
 
 
 # In one piece, though others write too.
@@ -79,7 +79,9 @@ def test_every_answer_that_has_begun_is_finished(start_server, seed, checkout, n
     server = start_server("--workers", "2", folder=checkout)
     before = server.workers()
     with ThreadPoolExecutor() as pool:
-        answers = [pool.submit(server.get, "/api/jobs", seed.bearer) for _ in range(4)]
+        answers = [
+            pool.submit(server.get, "/api/jobs", seed.auth_header) for _ in range(4)
+        ]
         wait_until(lambda: server.log().count("has begun") == len(answers))
         server.process.send_signal(number)
         if number == signal.SIGINT:
@@ -91,7 +93,7 @@ def test_every_answer_that_has_begun_is_finished(start_server, seed, checkout, n
     if number == signal.SIGHUP:
         wait_until(lambda: not {*before} & {*server.workers()})
         server.stop()
-    assert server.process.wait(PATIENCE) == 0
+    assert server.process.wait(TIMEOUT) == 0
     assert "Traceback" not in server.log() and "SystemExit" not in server.log()
 
 
@@ -115,7 +117,7 @@ def test_server_that_has_just_started_ends_at_once(
     wait_until(lambda: "Using worker" in server.log() and server.workers())
     began = time.monotonic()
     server.process.send_signal(number)
-    assert server.process.wait(PATIENCE) == 0
+    assert server.process.wait(TIMEOUT) == 0
     # gunicorn kills those that do not end after 30.
     assert time.monotonic() - began < 25
     assert "Traceback" not in server.log()
@@ -125,7 +127,7 @@ def test_port_that_is_taken_is_told_before_anything_is_done(checkout):
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = str(listener.getsockname()[1])
         with making("serve", checkout, PORT=port) as process:
-            assert process.wait(PATIENCE) != 0
+            assert process.wait(TIMEOUT) != 0
     line, *rest = (checkout / "err").read_text().splitlines()
     assert port in line and "PORT=" in line
     assert all(line.startswith("make: ") for line in rest)
@@ -149,7 +151,7 @@ def test_what_make_serve_prints_can_be_pasted_and_usr2_changes_the_master(checko
         os.kill(int(masters()[0]), signal.SIGUSR2)
         wait_until(lambda: log.read_text().count("Booting worker") == 2)
         os.kill(int(masters()[0]), signal.SIGTERM)
-        process.wait(PATIENCE)
+        process.wait(TIMEOUT)
         assert json.loads(subprocess.check_output(curl))["meta"]["total_entries"] == 3
         os.kill(int(masters()[1]), signal.SIGTERM)
         wait_until(lambda: log.read_text().count("Shutting down: Master") == 2)
@@ -186,7 +188,7 @@ def test_reload_serves_the_new_code(start_server, seed, paths, checkout):
     for module in modules:
         with module.open("a") as file:
             file.write(TELL_TALE)
-    with Load(server, paths, seed.bearer, pause=0.002) as load:
+    with Load(server, paths, seed.auth_header, pause=0.002) as load:
         load.wait_for(50)
         server.process.send_signal(signal.SIGHUP)
         wait_until(
@@ -207,7 +209,7 @@ def test_health_is_told_by_address_too(make_app, seed):
     client = make_app(TRUSTED_HOSTS="jobs.example.org").test_client()
 
     def status(path, host):
-        headers = seed.bearer | {"Host": host}
+        headers = seed.auth_header | {"Host": host}
         return client.get(path, headers=headers).status_code
 
     for host in ("127.0.0.1", "10.0.0.7:8001", "[::1]:8000", "localhost"):
@@ -223,7 +225,7 @@ def test_health_is_told_by_address_too(make_app, seed):
 )
 def test_names_of_hosts_have_no_case_and_may_end_in_a_dot(make_app, seed, host):
     client = make_app(TRUSTED_HOSTS="jobs.example.org").test_client()
-    response = client.get("/api/jobs", headers=seed.bearer | {"Host": host})
+    response = client.get("/api/jobs", headers=seed.auth_header | {"Host": host})
     assert response.status_code == 200
     assert response.json["links"]["self"] == f"http://{host.lower()}/api/jobs"
 
@@ -250,16 +252,16 @@ def test_path_cannot_forge_a_line_of_the_log(app, seed, set_columns, caplog):
     with app.app_context(), db.engine.connect() as connection:
         connection.exec_driver_sql("ALTER TABLE user_tokens RENAME context TO x")
     path = "/api/jobs/x%0a%5B2026-01-01%5D%1b forged"
-    assert app.test_client().get(path, headers=seed.bearer).status_code == 500
+    assert app.test_client().get(path, headers=seed.auth_header).status_code == 500
     [record] = caplog.records
     assert r"x\n[2026-01-01]\x1b forged" in record.message
     assert "\n" not in record.message
 
 
-@served()
+@with_shared_server()
 def test_no_token_is_in_the_log(server, seed):
     """Not of a head that is malformed, nor of an argument that RFC 6750 warns of."""
-    token = seed.bearer["Authorization"].removeprefix("Bearer ")
+    token = seed.auth_header["Authorization"].removeprefix("Bearer ")
     for head in (
         f"Authorization Bearer {token}",
         f"Authorization; Bearer {token}",
@@ -272,7 +274,7 @@ def test_no_token_is_in_the_log(server, seed):
         server.send(f"{request}\r\n\r\n".encode())
     assert server.get(f"/api/jobs?access_token={token}&page=1").status == 401
     path = f"/api/jobs?page=1&access_token={token}"
-    assert server.get(path, seed.bearer).status == 400
+    assert server.get(path, seed.auth_header).status == 400
     basic = b64encode(f"{token}:".encode()).decode()
     assert server.get("/api/jobs", {"Authorization": f"Basic {basic}"}).status == 401
     assert server.get(f"/api/jobs?access%5Ftoken={token}").status == 401
@@ -286,7 +288,7 @@ def test_no_token_is_in_the_log(server, seed):
 ASK = b"GET /api/docs/swagger-ui-bundle.js HTTP/1.1\r\nHost: h\r\n\r\n" * 6
 
 
-@served()
+@with_shared_server()
 def test_clients_who_ask_and_do_not_read_are_cut_off(server):
     """However many, with an open file for each, and the others are served."""
     [worker] = server.workers()

@@ -80,16 +80,16 @@ workflows:
 
 
 @pytest.mark.parametrize("name", ["plain", "odd", "lossy"])
-def test_project_file_says_what_the_state_file_says(flask, dump, name):
+def test_project_file_says_what_the_state_file_says(run_flask, dump, name):
     """Those that OpenFn's own library wrote of one project, in every order."""
     state, in_yaml, in_json = (
         str(FILES / f"{name}{ending}")
         for ending in ("-state.json", ".yaml", "-project.json")
     )
-    flask("import-project", state, "--member", "you@example.org")
+    run_flask("import-project", state, "--member", "you@example.org")
     before = dump()
     for path in (in_yaml, in_json, state, in_json, in_yaml):
-        line = flask("import-project", path)
+        line = run_flask("import-project", path)
         assert "unchanged" in line
         assert not any(word in line for word in ("created", "updated", "deleted"))
         assert dump() == before
@@ -97,9 +97,11 @@ def test_project_file_says_what_the_state_file_says(flask, dump, name):
 
 @sqlite_only
 @pytest.mark.parametrize("ending", [".yaml", "-project.json"])
-def test_new_jobs_are_in_the_order_of_the_file(flask, client, bearer, ending):
+def test_new_jobs_are_in_the_order_of_the_file(run_flask, client, auth_header, ending):
     """But for those whose times the file has."""
-    flask("import-project", str(FILES / f"odd{ending}"), "--member", "you@example.org")
+    run_flask(
+        "import-project", str(FILES / f"odd{ending}"), "--member", "you@example.org"
+    )
     project = json.loads((FILES / "odd-project.json").read_text())
     steps = [step for flow in project["workflows"] for step in flow["steps"]]
     jobs = [
@@ -107,7 +109,7 @@ def test_new_jobs_are_in_the_order_of_the_file(flask, client, bearer, ending):
         for step in steps
         if "type" not in step and "inserted_at" not in step["openfn"]
     ]
-    url, headers = "/api/jobs?page_size=100", bearer("you@example.org")
+    url, headers = "/api/jobs?page_size=100", auth_header("you@example.org")
     listed = []
     while url:
         page = client.get(url, headers=headers).json

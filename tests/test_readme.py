@@ -10,7 +10,7 @@ from pathlib import Path
 from shutil import which
 
 import pytest
-from conftest import ROOT, RUN, free_port, served, sqlite_only
+from conftest import ROOT, RUN_ID, free_port, sqlite_only, with_shared_server
 from sqlalchemy import make_url
 from test_lightning import GRANTS
 
@@ -20,11 +20,11 @@ README = (ROOT / "README.md").read_text()
 
 
 @sqlite_only
-def test_first_example_prints_what_it_says(empty_app):
-    demo = empty_app.test_cli_runner().invoke(args=["demo"]).stdout
+def test_first_example_prints_what_it_says(app_without_tables):
+    demo = app_without_tables.test_cli_runner().invoke(args=["demo"]).stdout
     token = demo.split()[1]
     assert re.sub(r"[\w-]{43}", "TOKEN", demo) in re.sub(r"[\w-]{43}", "TOKEN", README)
-    response = empty_app.test_client().get(
+    response = app_without_tables.test_client().get(
         "/api/jobs?page_size=1",
         headers={"Authorization": f"Bearer {token}"},
         base_url="http://127.0.0.1:8000",
@@ -34,7 +34,7 @@ def test_first_example_prints_what_it_says(empty_app):
 
 @sqlite_only
 def test_example_of_an_error_is_true(client, seed):
-    response = client.get("/api/jobs?page_size=0", headers=seed.bearer)
+    response = client.get("/api/jobs?page_size=0", headers=seed.auth_header)
     assert response.text in README
 
 
@@ -63,7 +63,7 @@ def read_pages(tmp_path, seed):
     started = []
 
     def start(port, **options):
-        _, _, token = seed.bearer["Authorization"].partition(" ")
+        _, _, token = seed.auth_header["Authorization"].partition(" ")
         text = re.sub(r"TOKEN=\S+", f"TOKEN={token}", script, count=1)
         text = text.replace(":8000/", f":{port}/")
         text = text.replace("page_size=100", "page_size=1")
@@ -77,7 +77,7 @@ def read_pages(tmp_path, seed):
         process.communicate()
 
 
-@served()
+@with_shared_server()
 def test_script_reads_all_pages(server, read_pages, seed):
     process = read_pages(server.port, stdout=subprocess.PIPE)
     names = [job["name"] for flow in seed.state["workflows"] for job in flow["jobs"]]
@@ -92,7 +92,7 @@ def test_script_fails_where_nobody_listens(read_pages):
     assert process.returncode == 7
 
 
-@served()
+@with_shared_server()
 def test_script_fails_where_the_database_goes_away(
     server, read_pages, seed, import_state, new_state
 ):
@@ -142,7 +142,7 @@ def run_elsewhere(tmp_path, new_state):
         return subprocess.run(
             [sys.executable, "-m", "pytest", "-W", "error"],
             cwd=tmp_path,
-            env={"JOBS_TEST_RUN": RUN, "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"},
+            env={"JOBS_TEST_RUN": RUN_ID, "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"},
             text=True,
             stdout=subprocess.PIPE,
         )

@@ -9,7 +9,7 @@ from contextlib import ExitStack, closing, suppress
 from http.client import HTTPConnection, HTTPException
 from typing import NamedTuple
 
-from conftest import PATIENCE, served, sqlite_only, wait_until
+from conftest import TIMEOUT, sqlite_only, wait_until, with_shared_server
 
 
 class Answer(NamedTuple):
@@ -74,16 +74,16 @@ def assert_that_two_workers_serve(server, paths, headers):
     wait_until(lambda: len(server.workers()) == 2)
 
 
-@served("--workers 2")
+@with_shared_server("--workers 2")
 def test_workers_connect_after_they_were_forked(server, seed, paths):
     """And several of them serve at once, with keep-alive or without."""
-    assert_that_two_workers_serve(server, paths, seed.bearer)
+    assert_that_two_workers_serve(server, paths, seed.auth_header)
 
 
-@served("--workers 2")
+@with_shared_server("--workers 2")
 def test_killed_worker_is_replaced(server, seed, paths):
     """Its own requests are cut, all others are answered."""
-    with Load(server, paths, seed.bearer) as load:
+    with Load(server, paths, seed.auth_header) as load:
         for _ in range(2):
             load.wait_for(50)
             victim = server.workers()[0]
@@ -95,7 +95,7 @@ def test_killed_worker_is_replaced(server, seed, paths):
     assert len(load.cut) <= 2 * 4
 
 
-def head(answer):
+def status_of(answer):
     """The status of a raw answer, or none where there was no answer."""
     return int(answer.split(b" ", 2)[1]) if answer.startswith(b"HTTP/1.") else None
 
@@ -118,12 +118,12 @@ GARBAGE = [
 ]
 
 
-@served()
+@with_shared_server()
 def test_garbage_is_refused(server):
     """By gunicorn, with a 4xx of its own or none, and the next request is answered."""
     for request in GARBAGE:
         with suppress(ConnectionResetError):
-            status = head(server.send(request))
+            status = status_of(server.send(request))
             assert status is None or status in (400, 414, 431, 501, 505), request[:50]
         assert server.get("/nothing").status == 404
     assert "Traceback" not in server.log()
@@ -154,10 +154,10 @@ ODD_REQUESTS = [
 ]
 
 
-@served()
+@with_shared_server()
 def test_odd_request_gets_its_answer(server, seed):
     """In JSON, and without a link to elsewhere."""
-    token = seed.bearer["Authorization"].encode()
+    token = seed.auth_header["Authorization"].encode()
     for target, headers, expected in ODD_REQUESTS:
         if b"Host:" not in headers.partition(b"-Host")[0]:
             headers += b"Host: jobs.example\r\n"
@@ -165,7 +165,7 @@ def test_odd_request_gets_its_answer(server, seed):
             b"GET " + target + b" HTTP/1.1\r\nConnection: close\r\n"
             b"Authorization: " + token + b"\r\n" + headers + b"\r\nbody!"
         )
-        assert (head(answer), target) == (expected, target), answer
+        assert (status_of(answer), target) == (expected, target), answer
         assert b"application/json" in answer
         assert b"evil" not in answer and b"https:" not in answer
     assert "Traceback" not in server.log()
@@ -173,7 +173,7 @@ def test_odd_request_gets_its_answer(server, seed):
 
 HALF_HEAD = b"GET /api/jobs HTTP/1.1\r\nX: "
 # Who sends nothing, half a head, one that is too long, no body, or does not hang up.
-DAWDLERS = [
+SLOW_CLIENTS = [
     b"",
     HALF_HEAD,
     HALF_HEAD + b"x" * 70_000,
@@ -182,17 +182,17 @@ DAWDLERS = [
 ]
 
 
-@served()
+@with_shared_server()
 def test_dawdlers_hold_nobody_up(server, seed):
     """Though they may take longer than the others wait for their answers."""
     with ExitStack() as stack:
-        for request in DAWDLERS * 20:
+        for request in SLOW_CLIENTS * 20:
             stack.enter_context(server.connect()).sendall(request)
         slow = [stack.enter_context(server.connect()) for _ in range(20)]
         for byte in HALF_HEAD + b"x" * 20:
             for connection in slow:
                 connection.sendall(bytes([byte]))
-            assert server.get("/api/jobs", seed.bearer).status == 200
+            assert server.get("/api/jobs", seed.auth_header).status == 200
     assert "Traceback" not in server.log()
 
 
@@ -201,8 +201,8 @@ def test_dawdlers_are_cut_off(start_server):
     """Or reading from them would time out."""
     server = start_server("--keep-alive", "1")
     with ExitStack() as stack:
-        dawdlers = [stack.enter_context(server.connect()) for _ in DAWDLERS]
-        for dawdler, request in zip(dawdlers, DAWDLERS, strict=True):
+        dawdlers = [stack.enter_context(server.connect()) for _ in SLOW_CLIENTS]
+        for dawdler, request in zip(dawdlers, SLOW_CLIENTS, strict=True):
             dawdler.sendall(request)
         for dawdler in dawdlers:
             with suppress(ConnectionResetError):
@@ -211,16 +211,16 @@ def test_dawdlers_are_cut_off(start_server):
     assert "Traceback" not in server.log()
 
 
-@served()
+@with_shared_server()
 def test_answers_that_nobody_reads_hold_nobody_up(
-    server, import_state, new_state, bearer
+    server, import_state, new_state, auth_header
 ):
     """Though they are of a size that no buffer takes."""
     state = new_state()
     job = state["workflows"][0]["jobs"][0]
     job["body"] = "x" * 10_000_000
     import_state(state, "you@example.org")
-    headers = bearer("you@example.org")
+    headers = auth_header("you@example.org")
     request = (
         f"GET /api/jobs/{job['id']} HTTP/1.1\r\nHost: h\r\n"
         f"Authorization: {headers['Authorization']}\r\n\r\n"
@@ -235,18 +235,18 @@ def test_answers_that_nobody_reads_hold_nobody_up(
             assert server.get("/api/jobs", headers).status == 200
 
 
-@served()
+@with_shared_server()
 def test_body_that_nobody_reads_costs_no_answer(server):
-    connection = HTTPConnection("127.0.0.1", server.port, timeout=PATIENCE)
+    connection = HTTPConnection("127.0.0.1", server.port, timeout=TIMEOUT)
     with closing(connection):
         connection.request("POST", "/api/jobs", body=b"x" * 5_000_000)
         assert connection.getresponse().status == 405
 
 
-@served()
+@with_shared_server()
 def test_connection_serves_one_request_after_another(server, seed):
     """However they are cut into packets."""
-    token = seed.bearer["Authorization"].encode()
+    token = seed.auth_header["Authorization"].encode()
     first = b"GET /api/jobs HTTP/1.1\r\nHost: h\r\nAuthorization: " + token
     last = first + b"\r\nConnection: close\r\n\r\n"
     requests = first + b"\r\n\r\n" + first + b"\r\n\r\n" + last
@@ -260,12 +260,12 @@ def test_connection_serves_one_request_after_another(server, seed):
         assert answers.count(b"Connection: close") == 1
 
 
-@served()
+@with_shared_server()
 def test_access_log_has_a_line_a_request_without_the_token(server, seed):
-    token = seed.bearer["Authorization"].removeprefix("Bearer ")
+    token = seed.auth_header["Authorization"].removeprefix("Bearer ")
     requests = [
-        ("/api/jobs?page=1", seed.bearer, 200),
-        ("/api/jobs?page=0", seed.bearer, 400),
+        ("/api/jobs?page=1", seed.auth_header, 200),
+        ("/api/jobs?page=0", seed.auth_header, 400),
         ("/api/jobs", {"Authorization": "Bearer s3cret"}, 401),
         ("/nothing", {}, 404),
     ]

@@ -148,10 +148,14 @@ def test_job_moves_from_a_workflow_that_goes(import_state, new_state, dump):
     assert {job["workflow_id"] for job in rows["Job"].values()} == {first["id"]}
 
 
-def test_new_jobs_keep_the_order_of_the_file(import_state, new_state, client, bearer):
+def test_new_jobs_keep_the_order_of_the_file(
+    import_state, new_state, client, auth_header
+):
     state = new_state(jobs=9)
     import_state(state, "you@example.org")
-    listed = client.get("/api/jobs", headers=bearer("you@example.org")).json["data"]
+    listed = client.get("/api/jobs", headers=auth_header("you@example.org")).json[
+        "data"
+    ]
     assert [job["attributes"]["name"] for job in listed] == [
         f"Job {n}" for n in range(9)
     ]
@@ -191,18 +195,18 @@ def test_array_and_object_are_the_same(import_state, state, dump, job):
 
 
 @sqlite_only
-def test_byte_order_mark_and_unknown_keys_are_accepted(flask, state, job, dump):
+def test_byte_order_mark_and_unknown_keys_are_accepted(run_flask, state, job, dump):
     job["edges"] = {"x": [1.5, 10**400, None]}
     content = b"\xef\xbb\xbf" + json.dumps(state).encode()
-    flask("import-project", "-", input=content)
+    run_flask("import-project", "-", input=content)
     assert JOB in dump()["Job"]
 
 
 @sqlite_only
-def test_file_is_read_by_its_name(flask, state, dump, tmp_path, runner):
+def test_file_is_read_by_its_name(run_flask, state, dump, tmp_path, runner):
     path = tmp_path / "state.json"
     path.write_text(json.dumps(state))
-    flask("import-project", str(path))
+    run_flask("import-project", str(path))
     assert JOB in dump()["Job"]
     for missing in (str(tmp_path / "none.json"), str(tmp_path)):
         result = runner.invoke(args=["import-project", missing])
@@ -466,12 +470,12 @@ def test_file_may_have_more_jobs_than_a_statement_has_parameters(
     assert "300 jobs unchanged" in import_state(state)
 
 
-def test_real_file_is_walked_from_import_to_curl(flask, client, bearer, dump):
+def test_real_file_is_walked_from_import_to_curl(run_flask, client, auth_header, dump):
     if not REAL_FILE.exists():
         pytest.skip(f"needs {REAL_FILE.name}")
     for _ in range(2):
-        flask("import-project", str(REAL_FILE), "--member", "you@example.org:owner")
-    headers = bearer("you@example.org")
+        run_flask("import-project", str(REAL_FILE), "--member", "you@example.org:owner")
+    headers = auth_header("you@example.org")
     project = json.loads(REAL_FILE.read_text())
     jobs = [job for w in project["workflows"].values() for job in w["jobs"].values()]
     listed = client.get("/api/jobs", headers=headers).json["data"]

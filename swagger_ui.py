@@ -6,35 +6,39 @@ from mimetypes import guess_type
 
 from flask import Blueprint, Response, abort, render_template
 
-docs = Blueprint("swagger_ui", __name__, url_prefix="/api/docs", template_folder=".")
+swagger_ui = Blueprint(
+    "swagger_ui", __name__, url_prefix="/api/docs", template_folder="."
+)
 
 # What the page may load and run; no other page may frame it.
-POLICY = (
+CONTENT_SECURITY_POLICY = (
     "default-src 'self'; script-src 'self' 'nonce-{nonce}'; img-src 'self' data:; "
     "style-src 'self' 'unsafe-inline'; base-uri 'none'; frame-ancestors 'none'"
 )
 
 # In memory, since an open file for each client who does not read would be too many.
-FILES = {
+ASSETS = {
     name: files("flask_swagger_ui").joinpath("dist", name).read_bytes()
     for name in ("swagger-ui-bundle.js", "swagger-ui.css", "favicon-32x32.png")
 }
 
 
-@docs.get("")
+@swagger_ui.get("")
 def show_page() -> Response:
     """The page."""
     nonce = secrets.token_urlsafe(16)
     response = Response(render_template("docs.html", nonce=nonce))
-    response.headers["Content-Security-Policy"] = POLICY.format(nonce=nonce)
+    response.headers["Content-Security-Policy"] = CONTENT_SECURITY_POLICY.format(
+        nonce=nonce
+    )
     return response
 
 
-@docs.get("/<name>")
+@swagger_ui.get("/<name>")
 def show_file(name: str) -> Response:
     """A file of the page's."""
-    if name not in FILES:
+    if name not in ASSETS:
         abort(404)
-    response = Response(FILES[name], mimetype=guess_type(name)[0])
+    response = Response(ASSETS[name], mimetype=guess_type(name)[0])
     response.headers["Cache-Control"] = "max-age=3600"
     return response

@@ -18,7 +18,7 @@ ROLES = ("owner", "admin", "editor", "viewer")
 Member = tuple[str, str | None]
 
 
-def read_member(text: str) -> Member:
+def parse_member(text: str) -> Member:
     """The wish in EMAIL or EMAIL:ROLE; Refused where it is none."""
     part, roles = r"[^@:\s\0\ud800-\udfff]+", (*ROLES, "none")
     match = re.fullmatch(f"({part}@{part})(?::({'|'.join(roles)}))?", text)
@@ -39,11 +39,11 @@ def import_state(state: State, members: Iterable[Member] = ()) -> Counter[str]:
     in_project = Workflow.project_id == project_id
     workflows = rows_by_id(select(Workflow).where(in_project))
     jobs = rows_by_id(select(Job).join(Workflow).where(in_project))
-    refuse_foreign_ids(state, workflows, jobs)
+    check_id_ownership(state, workflows, jobs)
     db.session.merge(Project(**state.project.values))
     db.session.flush()
-    counts = put_all(Workflow, state.workflows, workflows)
-    counts += put_all(Job, state.jobs, jobs)
+    counts = upsert(Workflow, state.workflows, workflows)
+    counts += upsert(Job, state.jobs, jobs)
     # The rows that are left have no entry; jobs first, or they go with their workflow.
     for kind, rows in (("jobs", jobs), ("workflows", workflows)):
         for row in rows.values():
@@ -59,7 +59,7 @@ def rows_by_id(query: Select[Any]) -> dict[str, Any]:
     return {row.id: row for row in db.session.scalars(query)}
 
 
-def refuse_foreign_ids(
+def check_id_ownership(
     state: State, workflows: dict[str, Workflow], jobs: dict[str, Job]
 ) -> None:
     """Raise InvalidFile where a row of another project has an id of the file."""
@@ -80,7 +80,7 @@ def refuse_foreign_ids(
     state.reader.refuse_faults()
 
 
-def put_all(
+def upsert(
     model: type[Workflow | Job], entries: list[Entry], rows: dict[str, Any]
 ) -> Counter[str]:
     """Add or change a row for each entry, taken out of ``rows``, and count that."""
