@@ -1,4 +1,4 @@
-"""The commands: what they print, where, and how they fail."""
+"""The commands: what they print on which stream, and how they fail."""
 
 import json
 import os
@@ -23,7 +23,7 @@ UUID = "[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}"
 
 @pytest.fixture
 def user_email(import_state, new_state):
-    """The email of a user."""
+    """The email of a user, who is a member of the only project."""
     import_state(new_state(), "you@example.org")
     return "you@example.org"
 
@@ -58,7 +58,7 @@ def test_create_token_prints_the_token_alone(runner, client, user_email):
         ("&-", "There is no standard output to print the token on.\n"),
     ],
 )
-def test_token_that_cannot_be_shown_is_not_kept(
+def test_token_that_cannot_be_shown_is_not_stored(
     run_flask, user_email, database_url, stdout, line
 ):
     done = subprocess.run(
@@ -73,7 +73,7 @@ def test_token_that_cannot_be_shown_is_not_kept(
 
 
 @sqlite_only
-def test_text_that_the_database_cannot_hold_is_one_line(
+def test_text_that_the_database_cannot_encode_is_a_one_line_error(
     postgresql_server, make_app, new_state
 ):
     latin = "ENCODING 'LATIN1' LC_COLLATE 'C' LC_CTYPE 'C' TEMPLATE template0"
@@ -87,18 +87,18 @@ def test_text_that_the_database_cannot_hold_is_one_line(
     assert "LATIN1" in line
 
 
-def test_list_tokens_has_a_line_a_token(
+def test_list_tokens_prints_one_line_per_token(
     runner, run_flask, set_columns, import_state, new_state, user_email
 ):
-    """Of API tokens alone, and never the token column."""
+    """list-tokens prints API tokens only, and never the token column."""
     import_state(new_state(), "they@example.org")
     ids = [
         runner.invoke(args=["create-token", user_email]).stderr.strip()
         for _ in range(3)
     ]
-    theirs = runner.invoke(args=["create-token", "they@example.org"]).stderr.strip()
+    other_id = runner.invoke(args=["create-token", "they@example.org"]).stderr.strip()
     for number, (token_id, context) in enumerate(
-        zip([*ids, theirs], ["api:sha256", "api", "session", "api"], strict=True)
+        zip([*ids, other_id], ["api:sha256", "api", "session", "api"], strict=True)
     ):
         set_columns(
             UserToken,
@@ -110,13 +110,13 @@ def test_list_tokens_has_a_line_a_token(
     lines = [
         f"{ids[0]}  {user_email}  api:sha256  2024-01-01T00:00:00Z",
         f"{ids[1]}  {user_email}  api  2024-01-01T00:00:01Z",
-        f"{theirs}  they@example.org  api  2024-01-01T00:00:03Z",
+        f"{other_id}  they@example.org  api  2024-01-01T00:00:03Z",
     ]
     assert run_flask("list-tokens").splitlines() == lines
     assert run_flask("list-tokens", "You@example.org").splitlines() == lines[:2]
 
 
-def test_revoked_token_is_gone(runner, run_flask, user_email):
+def test_revoked_token_is_no_longer_listed(runner, run_flask, user_email):
     token_id = runner.invoke(args=["create-token", user_email]).stderr.strip()
     assert run_flask("revoke-token", token_id.upper()) == ""
     assert run_flask("list-tokens") == ""
@@ -137,7 +137,7 @@ def test_revoked_token_is_gone(runner, run_flask, user_email):
         ),
     ],
 )
-def test_unknown_name_is_an_error(runner, args, line):
+def test_unknown_user_or_token_is_an_error(runner, args, line):
     result = runner.invoke(args=args)
     assert (result.exit_code, result.stdout, result.stderr) == (1, "", f"{line}\n")
 
@@ -150,14 +150,14 @@ def test_unknown_name_is_an_error(runner, args, line):
         ["revoke-token", "00000000-0000-0000-0000-000000000000"],
     ],
 )
-def test_command_without_tables_says_what_to_do(app_without_tables, args):
+def test_command_without_tables_prints_what_to_do(app_without_tables, args):
     result = app_without_tables.test_cli_runner().invoke(args=args)
     assert result.exit_code == 1
     [line] = result.stderr.splitlines()
     assert "run `flask init-db`" in line
 
 
-def test_database_that_cannot_be_reached_is_one_line(make_app, tmp_path):
+def test_database_that_cannot_be_reached_is_a_one_line_error(make_app, tmp_path):
     for url in (
         f"sqlite:///{tmp_path}/no/folder/jobs.db",
         "postgresql://127.0.0.1:1/x",
@@ -170,7 +170,7 @@ def test_database_that_cannot_be_reached_is_one_line(make_app, tmp_path):
 
 
 def test_demo_prints_a_token_a_request_and_a_page(app_without_tables, set_tokens_back):
-    """It needs no tables, and leaves the tokens of its last day good."""
+    """The demo creates missing tables and deletes only its tokens older than a day."""
     runner, client = (
         app_without_tables.test_cli_runner(),
         app_without_tables.test_client(),
@@ -193,7 +193,7 @@ def test_demo_prints_a_token_a_request_and_a_page(app_without_tables, set_tokens
 
 @pytest.fixture
 def set_tokens_back(app_without_tables):
-    """A function that makes all tokens older by so many hours."""
+    """A function that makes all tokens older by a number of hours."""
 
     def run(hours):
         with app_without_tables.app_context(), write_transaction():
@@ -203,7 +203,9 @@ def set_tokens_back(app_without_tables):
     return run
 
 
-def test_demo_stays_out_of_projects_of_one_s_own(runner, run_flask, user_email, dump):
+def test_demo_changes_no_database_with_other_projects(
+    runner, run_flask, user_email, dump
+):
     before = dump()
     line = run_flask("demo")
     assert "`flask create-token EMAIL`" in line and line.count("\n") == 1
@@ -219,7 +221,7 @@ def test_demo_stays_out_of_projects_of_one_s_own(runner, run_flask, user_email, 
         ["revoke-token", "00000000-0000-0000-0000-000000000000"],
     ],
 )
-def test_writing_commands_leave_lightning_alone(app, runner, args, user_email):
+def test_writing_commands_reject_a_lightning_database(app, runner, args, user_email):
     with app.app_context(), db.engine.connect() as connection:
         if connection.dialect.name == "postgresql":
             connection.execute(text("BEGIN READ WRITE"))
@@ -239,28 +241,28 @@ def test_every_command_has_a_help_text(app, runner):
         assert command.help.split("\n")[0] in " ".join(help_text.split())
 
 
-def test_project_is_deleted_with_all_that_is_in_it(
+def test_project_is_deleted_with_its_contents(
     run_flask, import_state, new_state, auth_header, client, dump
 ):
-    """And nothing else: users and their tokens stay."""
+    """Deleting a project changes no user, no token and no other project."""
     import_state(new_state(), "you@example.org")
     headers, before = auth_header("you@example.org"), dump()
-    gone = new_state(jobs=3)
-    import_state(gone, "you@example.org", "they@example.org")
+    deleted = new_state(jobs=3)
+    import_state(deleted, "you@example.org", "they@example.org")
     users = dump()["User"]
-    assert run_flask("delete-project", gone["id"].upper()) == (
-        f"Project {gone['id']}: "
+    assert run_flask("delete-project", deleted["id"].upper()) == (
+        f"Project {deleted['id']}: "
         "3 jobs deleted, 2 members deleted, 2 workflows deleted.\n"
     )
     assert dump() == before | {"User": users}
     assert client.get("/api/jobs", headers=headers).json["meta"]["total_entries"] == 3
-    path = f"/api/projects/{gone['id']}/jobs"
+    path = f"/api/projects/{deleted['id']}/jobs"
     assert client.get(path, headers=headers).status_code == 404
 
 
 @sqlite_only
 @pytest.mark.parametrize("project_id", ["x", "", "\udcff", UNKNOWN_ID])
-def test_project_that_is_not_there_is_not_deleted(runner, user_email, dump, project_id):
+def test_unknown_project_cannot_be_deleted(runner, user_email, dump, project_id):
     before = dump()
     result = runner.invoke(args=["delete-project", project_id])
     assert (result.exit_code, result.stdout) == (1, "")
@@ -270,17 +272,17 @@ def test_project_that_is_not_there_is_not_deleted(runner, user_email, dump, proj
 
 
 @sqlite_only
-def test_project_that_nobody_can_read_is_told(runner, new_state):
-    """When it is new; afterwards that may be what is wanted."""
+def test_import_of_a_new_project_without_members_prints_a_hint(runner, new_state):
+    """Later imports print no hint, because an operator may want no members."""
     state = json.dumps(new_state())
-    told = []
+    hints = []
     for members in ([], [], ["--member", "you@example.org"]):
         args = ["import-project", "-", *members]
         result = runner.invoke(args=args, input=state)
         assert result.exit_code == 0
-        told.append(result.stderr)
-    assert "--member EMAIL" in told[0] and told[0].count("\n") == 1
-    assert told[1:] == ["", ""]
+        hints.append(result.stderr)
+    assert "--member EMAIL" in hints[0] and hints[0].count("\n") == 1
+    assert hints[1:] == ["", ""]
 
 
 @sqlite_only
@@ -315,7 +317,7 @@ def test_expired_tokens_are_marked(
 
 @pytest.fixture
 def shell(database_url):
-    """A function that runs a command of ``flask`` in a shell, with redirections."""
+    """A function that runs a ``flask`` command in a shell, with redirections."""
 
     def run(command):
         return subprocess.run(
@@ -331,10 +333,10 @@ def shell(database_url):
 
 @sqlite_only
 @pytest.mark.parametrize("stdout", ["/dev/full", "&-"])
-def test_what_was_done_is_said_where_it_can_be(
+def test_summary_is_printed_on_stderr_if_stdout_fails(
     shell, user_email, dump, tmp_path, stdout
 ):
-    """On stderr and with exit code 0, since the change is committed."""
+    """The exit code is 0, because the change is committed before the summary."""
     [project_id] = dump()["Project"]
     done = shell(f"delete-project {project_id} >{stdout}")
     assert done.returncode == 0
@@ -352,7 +354,7 @@ def test_demo_whose_token_cannot_be_shown_changes_nothing(shell, run_flask, dump
 
 
 @sqlite_only
-def test_import_without_standard_input_is_one_line(shell, app):
+def test_import_without_standard_input_is_a_one_line_error(shell, app):
     done = shell("import-project - <&-")
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr == "There is no standard input to read.\n"

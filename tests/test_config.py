@@ -1,4 +1,4 @@
-"""A value that is wrong ends the start, in one line that does not repeat it."""
+"""A wrong setting stops the start, with one line that names it, not its value."""
 
 import os
 import re
@@ -56,26 +56,26 @@ WRONG = [
 
 
 def environment(**variables):
-    """This process's environment with none of the service's own variables."""
-    own = {*Settings().fields, "GUNICORN_CMD_ARGS", "WEB_CONCURRENCY"}
-    return {k: v for k, v in os.environ.items() if k not in own} | variables
+    """Return this process's environment without the service's settings."""
+    settings = {*Settings().fields, "GUNICORN_CMD_ARGS", "WEB_CONCURRENCY"}
+    return {k: v for k, v in os.environ.items() if k not in settings} | variables
 
 
 @pytest.fixture(autouse=True)
 def no_variables(monkeypatch):
-    """The environment of a shell in which nothing was set."""
+    """An environment in which no setting has a value."""
     for name in Settings().fields:
         monkeypatch.delenv(name, raising=False)
 
 
 @pytest.mark.parametrize(("name", "value"), WRONG)
-def test_wrong_value_ends_the_start(name, value):
+def test_wrong_value_stops_the_start(name, value):
     with pytest.raises(SystemExit, match=f"^{name} must [^\n]*$") as error:
         create_app({name: value})
     assert not re.search("s3cret|9999|never|true|evil", str(error.value))
 
 
-def test_libpq_s_own_form_of_more_hosts_is_told_the_form_that_works():
+def test_rejected_list_of_hosts_is_reported_with_the_form_that_works():
     with pytest.raises(SystemExit, match="host=one:5432&host=two:5432"):
         create_app({"DATABASE_URL": "postgresql://u@a:5432,b:5432/d"})
 
@@ -92,7 +92,7 @@ def test_libpq_s_own_form_of_more_hosts_is_told_the_form_that_works():
         ("DATABASE_URL", 5),
     ],
 )
-def test_wrong_type_in_a_mapping_ends_the_start(name, value):
+def test_wrong_type_in_a_mapping_stops_the_start(name, value):
     with pytest.raises(SystemExit, match=f"^{name} must [^\n]*$"):
         create_app({name: value})
 
@@ -104,8 +104,8 @@ def test_wrong_type_in_a_mapping_ends_the_start(name, value):
         (["gunicorn", "wsgi:app"], "DATABASE_URL", "mysql://u:s3cret@h/d"),
     ],
 )
-def test_wrong_value_ends_flask_and_gunicorn(command, name, value):
-    """With one line on stderr, an exit code that is not 0, and no worker respawning."""
+def test_wrong_value_stops_flask_and_gunicorn(command, name, value):
+    """The command prints one line and exits with an error, and no worker respawns."""
     done = subprocess.run(
         [sys.executable, "-m", *command],
         cwd=ROOT,
@@ -126,7 +126,7 @@ def test_environment_and_mapping_do_not_mix(monkeypatch):
     assert create_app().config["MAX_PAGE_SIZE"] == 7
 
 
-def test_empty_variable_is_one_that_is_not_set(monkeypatch):
+def test_empty_variable_counts_as_unset(monkeypatch):
     for name in ("MAX_PAGE_SIZE", "TOKEN_MAX_AGE_DAYS", "TRUSTED_HOSTS"):
         monkeypatch.setenv(name, "")
     config = create_app().config
@@ -140,7 +140,7 @@ def test_unset_value_in_a_mapping_is_the_default(value):
     assert {name: app.config[name] for name in DEFAULTS} == DEFAULTS
 
 
-def test_folder_that_cannot_be_made_ends_the_start(monkeypatch, tmp_path):
+def test_folder_that_cannot_be_created_stops_the_start(monkeypatch, tmp_path):
     (tmp_path / "instance").touch()
     monkeypatch.setattr(
         Flask, "auto_find_instance_path", lambda app: f"{tmp_path}/instance"
@@ -150,7 +150,7 @@ def test_folder_that_cannot_be_made_ends_the_start(monkeypatch, tmp_path):
 
 
 @pytest.mark.parametrize("scheme", ["postgres", "postgresql", "postgresql+psycopg"])
-def test_postgresql_means_psycopg(scheme):
+def test_postgresql_urls_use_psycopg(scheme):
     app = create_app(
         {"DATABASE_URL": f"{scheme}://u:p@127.0.0.1/d?options=-csearch_path%3Dx"}
     )
@@ -159,6 +159,6 @@ def test_postgresql_means_psycopg(scheme):
     assert options.endswith("-csearch_path=x")
 
 
-def test_default_is_a_file_in_the_instance_folder():
+def test_default_database_is_a_file_in_the_instance_folder():
     url = create_app({}).config["DATABASE_URL"]
     assert str(url) == "sqlite:///jobs.db"

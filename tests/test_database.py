@@ -1,4 +1,4 @@
-"""SQLite files and PostgreSQL servers in states that nobody wishes for."""
+"""Databases that are broken, locked, unreadable or set up in an unusual way."""
 
 import json
 import os
@@ -25,7 +25,7 @@ def file_of(database_url):
 
 
 def new_token(database_url):
-    """The token of a demo that is made anew in the database, as a header."""
+    """Run the demo and return the header with its new token."""
     app = create_app({"DATABASE_URL": database_url})
     line = app.test_cli_runner().invoke(args=["demo"]).stdout.splitlines()[0]
     with app.app_context():
@@ -63,7 +63,7 @@ def test_replaced_file_is_served_alone(start_server, database_url, tmp_path):
 def test_file_that_is_no_database_is_unavailable(
     seed, client, database_url, content, caplog
 ):
-    """With a line that names it, for the health check too."""
+    """Lists and the health check return 503, and one line in the log names the file."""
     file_of(database_url).write_bytes(content)
     for path in ("/api/jobs", "/health_check"):
         caplog.clear()
@@ -72,8 +72,9 @@ def test_file_that_is_no_database_is_unavailable(
         assert str(file_of(database_url)) in record.message and not record.exc_info
 
 
-# As another user, who may not even read where Python is: so all is used before.
-ASK_AS_ANOTHER = """
+# The other user may not be able to read Python's folder, so the script sends a request
+# to load all modules before it changes its user.
+REQUEST_AS_ANOTHER_USER = """
 import os, sys
 from app import create_app
 apps = [create_app({"DATABASE_URL": url}) for url in sys.argv[1:]]
@@ -86,14 +87,14 @@ for app in apps:
 """
 
 
-def test_right_that_is_missing_is_told():
-    """Which file, and to whom, where WAL wants more than to read."""
+def test_missing_permission_is_reported():
+    """The log names the path that must be writable, which WAL needs even to read."""
     if os.getuid() != 0:
-        pytest.skip("needs to become another user, which root alone can")
-    rights = [(0o755, 0o644, ""), (0o777, 0o600, "jobs.db"), (0o555, 0o444, "")]
+        pytest.skip("needs to become another user, which only root can")
+    permissions = [(0o755, 0o644, ""), (0o777, 0o600, "jobs.db"), (0o555, 0o444, "")]
     paths, culprits = [], []
-    for folder_mode, file_mode, culprit in rights:
-        # pytest's own folders are closed to others.
+    for folder_mode, file_mode, culprit in permissions:
+        # Other users cannot enter the temporary folders of pytest.
         folder = Path(mkdtemp(prefix=RUN_ID))
         paths.append(folder / "jobs.db")
         culprits.append(folder / culprit)
@@ -101,7 +102,12 @@ def test_right_that_is_missing_is_told():
         paths[-1].chmod(file_mode)
         folder.chmod(folder_mode)
     done = subprocess.run(
-        [sys.executable, "-c", ASK_AS_ANOTHER, *(f"sqlite:///{p}" for p in paths)],
+        [
+            sys.executable,
+            "-c",
+            REQUEST_AS_ANOTHER_USER,
+            *(f"sqlite:///{p}" for p in paths),
+        ],
         cwd=ROOT,
         env={"PATH": os.environ["PATH"]},
         capture_output=True,
@@ -118,7 +124,7 @@ def test_right_that_is_missing_is_told():
 
 
 @sqlite_only
-def test_log_names_the_database_and_no_password(make_app, tmp_path, caplog):
+def test_log_names_the_database_but_no_password(make_app, tmp_path, caplog):
     port = free_port()
     for url, name in (
         (f"sqlite:///{tmp_path}/no/x.db", f"(this user sees no folder {tmp_path}/no)"),
@@ -136,25 +142,25 @@ def test_log_names_the_database_and_no_password(make_app, tmp_path, caplog):
 
 
 @sqlite_only
-def test_writer_waits_for_a_lock_that_was_there_before(run_flask, database_url):
-    """Of another program, which keeps a rollback journal."""
-    done = []
+def test_writer_waits_for_the_lock_of_another_program(run_flask, database_url):
+    """A write command waits for a program that locks the file and does not use WAL."""
+    printed = []
     with closing(sqlite3.connect(file_of(database_url), isolation_level=None)) as other:
         other.execute("PRAGMA journal_mode = DELETE")
         other.execute("BEGIN EXCLUSIVE")
-        waiter = threading.Thread(target=lambda: done.append(run_flask("init-db")))
+        waiter = threading.Thread(target=lambda: printed.append(run_flask("init-db")))
         waiter.start()
-        # Longer than readers wait.
+        # Readers wait for a shorter time than these two seconds.
         waiter.join(2)
-        assert done == []
+        assert printed == []
         other.execute("ROLLBACK")
         waiter.join()
-    assert done == [""]
+    assert printed == [""]
 
 
 @sqlite_only
-def test_locked_file_holds_nobody_up(start_server, seed, database_url):
-    """A hundred requests at once are refused, and others are answered meanwhile."""
+def test_locked_file_blocks_no_other_requests(start_server, seed, database_url):
+    """The server rejects 100 concurrent lists and serves the OpenAPI document."""
     server = start_server()
     with closing(sqlite3.connect(file_of(database_url), isolation_level=None)) as other:
         other.execute("PRAGMA locking_mode = EXCLUSIVE")
@@ -170,10 +176,10 @@ def test_locked_file_holds_nobody_up(start_server, seed, database_url):
 
 
 @postgresql_only
-def test_writers_see_each_other_whatever_the_default_isolation(
+def test_concurrent_imports_succeed_whatever_the_default_isolation(
     make_app, database_url, new_state
 ):
-    """Of a role, say: here in the URL."""
+    """The URL sets the default isolation level, as the settings of a role could."""
     level = "default_transaction_isolation=serializable"
     url = make_url(database_url).update_query_dict({"options": f"-c {level}"})
     make_app().test_cli_runner().invoke(args=["init-db"])
@@ -198,15 +204,15 @@ def test_writers_see_each_other_whatever_the_default_isolation(
     for process in processes:
         process.stdin.write(json.dumps(project))
         process.stdin.close()
-    said = [process.stdout.read() for process in processes]
+    outputs = [process.stdout.read() for process in processes]
     for process in processes:
         process.stdout.close()
-    assert [process.wait() for process in processes] == [0, 0], said
+    assert [process.wait() for process in processes] == [0, 0], outputs
 
 
-@pytest.mark.parametrize("argument", ["connect_timeout", "tcp_user_timeout"])
-def test_argument_of_the_url_goes_before_ours(argument):
-    app = create_app({"DATABASE_URL": f"postgresql://h/d?{argument}=7"})
+@pytest.mark.parametrize("parameter", ["connect_timeout", "tcp_user_timeout"])
+def test_query_parameter_of_the_url_overrides_the_default(parameter):
+    app = create_app({"DATABASE_URL": f"postgresql://h/d?{parameter}=7"})
     url = app.config["SQLALCHEMY_DATABASE_URI"]
-    assert url.query[argument] == "7"
-    assert argument not in app.config["SQLALCHEMY_ENGINE_OPTIONS"]["connect_args"]
+    assert url.query[parameter] == "7"
+    assert parameter not in app.config["SQLALCHEMY_ENGINE_OPTIONS"]["connect_args"]

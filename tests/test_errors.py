@@ -1,4 +1,4 @@
-"""What is refused, in which words, and with which headers."""
+"""Which requests are rejected, with which message and which headers."""
 
 import logging
 from contextlib import ExitStack
@@ -14,7 +14,7 @@ from database import db
 
 @pytest.fixture
 def rename_column(app):
-    """A function that renames a column of a table, as no command does."""
+    """A function that renames a column of a table, which no command does."""
 
     def rename(table, old, new):
         with app.app_context(), db.engine.connect() as connection:
@@ -44,7 +44,7 @@ def test_every_error_is_json(app_without_tables, status):
 
 
 @sqlite_only
-def test_fault_of_ours_is_told_to_the_log_alone(app_without_tables, caplog):
+def test_bug_is_reported_in_the_log_only(app_without_tables, caplog):
     app_without_tables.add_url_rule("/boom", view_func=lambda: 1 / 0)
     response = app_without_tables.test_client().get("/boom")
     assert (response.status_code, response.mimetype) == (500, "application/json")
@@ -56,14 +56,14 @@ def test_fault_of_ours_is_told_to_the_log_alone(app_without_tables, caplog):
 @sqlite_only
 @pytest.mark.parametrize("method", ["POST", "PUT", "PATCH", "DELETE", "TRACE", "PURGE"])
 @pytest.mark.parametrize("path", ["/api/jobs", "/api/jobs/x", "/health_check"])
-def test_other_methods_are_refused_with_those_allowed(client, method, path):
+def test_other_methods_are_rejected_with_the_allowed_ones(client, method, path):
     response = client.open(path, method=method)
     assert (response.status_code, response.mimetype) == (405, "application/json")
     assert set(response.allow) == {"GET", "HEAD", "OPTIONS"}
 
 
 @sqlite_only
-def test_options_tells_the_methods(client):
+def test_options_returns_the_allowed_methods(client):
     response = client.options("/api/jobs")
     assert (response.status_code, response.data) == (200, b"")
     assert set(response.allow) == {"GET", "HEAD", "OPTIONS"}
@@ -124,13 +124,15 @@ RANGE = "{} must be between 1 and {}."
         ("9" * 5000, RANGE),
     ],
 )
-@pytest.mark.parametrize(("name", "most"), [("page", 2147483647), ("page_size", 100)])
+@pytest.mark.parametrize(
+    ("name", "maximum"), [("page", 2147483647), ("page_size", 100)]
+)
 def test_numbers_are_ascii_digits_within_limits(
-    client, seed, value, detail, name, most
+    client, seed, value, detail, name, maximum
 ):
     response = client.get(f"/api/jobs?{name}={value}", headers=seed.auth_header)
     assert response.status_code == 400
-    assert details(response) == {name: detail.format(name, most)}
+    assert details(response) == {name: detail.format(name, maximum)}
 
 
 BAD_IDS = [
@@ -166,7 +168,7 @@ def test_id_has_one_form(client, seed, bad_id):
 
 
 @sqlite_only
-def test_every_argument_at_fault_is_named(client, seed):
+def test_every_wrong_query_parameter_is_named(client, seed):
     query = "page=0&page_size=1&page_size=2&projectid=x&project_id=&%C3%A9=1"
     response = client.get(f"/api/jobs?{query}", headers=seed.auth_header)
     assert response.json["error"] == "Bad Request"
@@ -181,15 +183,15 @@ def test_every_argument_at_fault_is_named(client, seed):
 
 @sqlite_only
 @pytest.mark.parametrize("query", ["page=1&page=1", "page=1&page_size=2&page=2"])
-def test_argument_is_given_once(client, seed, query):
-    """Even where one value would do as well as the other."""
+def test_query_parameter_is_accepted_only_once(client, seed, query):
+    """A query parameter that is given twice is a 400, even with equal values."""
     response = client.get(f"/api/jobs?{query}", headers=seed.auth_header)
     assert response.status_code == 400
     assert details(response) == {"page": "page must be given once."}
 
 
 @sqlite_only
-def test_routes_know_their_own_arguments_alone(client, seed):
+def test_routes_accept_only_their_query_parameters(client, seed):
     project, job = seed.project_id, seed.job_ids[0]
     for path, name in (
         (f"/api/projects/{project}/jobs?project_id={project}", "project_id"),
@@ -203,7 +205,7 @@ def test_routes_know_their_own_arguments_alone(client, seed):
         }
 
 
-def test_arguments_are_judged_before_the_project(client, seed):
+def test_query_parameters_are_checked_before_the_project(client, seed):
     foreign = seed.foreign_project_id
     for path in (
         f"/api/jobs?project_id={foreign}&page=0",
@@ -215,7 +217,7 @@ def test_arguments_are_judged_before_the_project(client, seed):
 
 
 def test_database_without_tables_is_unavailable(app_without_tables, caplog):
-    """And the log says in one line what to do, without the token."""
+    """One line in the log names the command to run, and does not repeat the token."""
     headers = {"Authorization": "Bearer secret"}
     for path in ("/health_check", "/api/jobs"):
         caplog.clear()
@@ -228,8 +230,8 @@ def test_database_without_tables_is_unavailable(app_without_tables, caplog):
         assert "secret" not in record.message and "\n" not in record.message
 
 
-def test_column_that_went_is_a_fault_of_ours(client, seed, rename_column, caplog):
-    """For asking again does not help: the traceback is in the log."""
+def test_missing_column_is_a_500(client, seed, rename_column, caplog):
+    """A request for a missing column is a 500, and the log has the traceback."""
     rename_column("jobs", "adaptor", "language")
     response = client.get("/api/jobs", headers=seed.auth_header)
     assert (response.status_code, response.mimetype) == (500, "application/json")
@@ -241,7 +243,7 @@ def test_column_that_went_is_a_fault_of_ours(client, seed, rename_column, caplog
     assert client.get("/api/jobs", headers=seed.auth_header).status_code == 200
 
 
-def test_request_without_a_token_never_asks_the_database(make_app, tmp_path):
+def test_request_without_a_token_never_queries_the_database(make_app, tmp_path):
     for url in (f"sqlite:///{tmp_path}/no/jobs.db", "postgresql://127.0.0.1:1/x"):
         client = make_app(DATABASE_URL=url).test_client()
         assert client.get("/api/jobs").status_code == 401
@@ -259,7 +261,7 @@ def test_pool_without_a_free_connection_is_unavailable(app, client):
 
 
 @sqlite_only
-def test_health_check_is_fresh(client):
+def test_health_check_is_never_cached(client):
     response = client.get("/health_check")
     assert (response.status_code, response.json) == (200, {"status": "ok"})
     assert response.headers["Cache-Control"] == "no-store"
