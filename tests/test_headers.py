@@ -1,10 +1,10 @@
-"""Headers of answers, and of requests that come through proxies."""
+"""Headers of responses, and of requests that are forwarded by proxies."""
 
 import pytest
 from conftest import sqlite_only
 
 
-def test_job_routes_answer_304_to_those_who_have_it(client, seed, paths):
+def test_job_routes_return_304_if_the_etag_matches(client, seed, paths):
     for path in paths:
         full = client.get(path, headers=seed.auth_header)
         etag = full.headers["ETag"]
@@ -20,7 +20,7 @@ def test_job_routes_answer_304_to_those_who_have_it(client, seed, paths):
         assert client.get(path, headers=headers).data == full.data
 
 
-def test_match_is_judged_after_access(client, seed):
+def test_if_none_match_is_checked_after_access(client, seed):
     for path, status in (
         (f"/api/jobs/{seed.foreign_job_id}", 403),
         ("/api/jobs?page=0", 400),
@@ -30,7 +30,7 @@ def test_match_is_judged_after_access(client, seed):
     assert client.get("/api/jobs", headers={"If-None-Match": "*"}).status_code == 401
 
 
-def test_etag_follows_the_answer(client, seed, run_flask, import_state):
+def test_etag_changes_with_the_response(client, seed, run_flask, import_state):
     path = f"/api/jobs/{seed.job_ids[0]}"
     before = client.get(path, headers=seed.auth_header).headers["ETag"]
     assert client.get(path, headers=seed.auth_header).headers["ETag"] == before
@@ -47,13 +47,13 @@ def test_link_header_has_the_links_of_the_list(client, seed):
     assert response.headers["Link"] == ", ".join(
         f'<{links[rel]}>; rel="{rel}"' for rel in ("first", "prev", "next", "last")
     )
-    only = client.get("/api/jobs", headers=seed.auth_header).headers["Link"]
-    assert "prev" not in only and "next" not in only
+    only_page = client.get("/api/jobs", headers=seed.auth_header).headers["Link"]
+    assert "prev" not in only_page and "next" not in only_page
 
 
 @sqlite_only
-def test_nothing_is_sniffed_and_errors_are_not_kept(client, seed):
-    for path, headers, cache in (
+def test_no_response_is_sniffed_and_no_error_is_cached(client, seed):
+    for path, headers, cache_control in (
         ("/api/jobs", seed.auth_header, "private, no-cache"),
         ("/api/jobs", {}, "no-store"),
         ("/nothing", {}, "no-store"),
@@ -61,7 +61,7 @@ def test_nothing_is_sniffed_and_errors_are_not_kept(client, seed):
     ):
         response = client.get(path, headers=headers)
         assert response.headers["X-Content-Type-Options"] == "nosniff"
-        assert response.headers["Cache-Control"] == cache
+        assert response.headers["Cache-Control"] == cache_control
 
 
 FORWARDED = {
@@ -78,14 +78,14 @@ FORWARDED = {
 @pytest.mark.parametrize(
     ("proxies", "root"), [(0, "http://localhost"), (1, "https://jobs.example")]
 )
-def test_only_trusted_proxies_are_believed(make_app, seed, proxies, root):
+def test_only_trusted_proxies_can_set_the_address(make_app, seed, proxies, root):
     client = make_app(TRUSTED_PROXIES=proxies).test_client()
     response = client.get("/api/jobs", headers=seed.auth_header | FORWARDED)
     assert response.json["links"]["self"] == f"{root}/api/jobs"
 
 
 @sqlite_only
-def test_no_more_proxies_are_believed_than_told(make_app, seed):
+def test_number_of_trusted_proxies_is_a_limit(make_app, seed):
     client = make_app(TRUSTED_PROXIES=1).test_client()
     headers = {"X-Forwarded-Host": "evil.example, jobs.example"}
     response = client.get("/api/jobs", headers=seed.auth_header | headers)
@@ -112,7 +112,7 @@ def test_no_more_proxies_are_believed_than_told(make_app, seed):
     ids=str,
 )
 @pytest.mark.parametrize("path", ["/api/jobs", "/health_check", "/nothing"])
-def test_malformed_address_is_refused(make_app, seed, headers, path):
+def test_malformed_address_is_rejected(make_app, seed, headers, path):
     client = make_app(TRUSTED_PROXIES=1).test_client()
     response = client.get(path, headers=seed.auth_header | headers)
     assert (response.status_code, response.mimetype) == (400, "application/json")
@@ -144,5 +144,5 @@ def test_only_trusted_hosts_are_served(make_app, seed, host, status, trusted):
             ("/health_check", 200),
             ("/nothing", 404 if status == 200 else status),
         ):
-            got = client.get(path, headers=seed.auth_header | headers)
-            assert got.status_code == expected
+            response = client.get(path, headers=seed.auth_header | headers)
+            assert response.status_code == expected

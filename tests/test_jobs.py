@@ -1,4 +1,4 @@
-"""Lists and single jobs, as curl sees them."""
+"""Lists of jobs and single jobs, as a client receives them."""
 
 from datetime import datetime
 
@@ -74,7 +74,7 @@ RESOURCE_2 = {
 
 @pytest.fixture
 def clinic(import_state, auth_header):
-    """The bearer of a token that opens the project with the two jobs above."""
+    """The header with the token of a member of the project with the two jobs above."""
     import_state(STATE, "you@example.org")
     return auth_header("you@example.org")
 
@@ -87,7 +87,7 @@ def clinic(import_state, auth_header):
         (f"/api/projects/{PROJECT}/jobs", ""),
     ],
 )
-def test_list_is_whole_and_in_order(client, clinic, path, args):
+def test_list_has_all_jobs_in_order(client, clinic, path, args):
     url, query = f"http://localhost{path}", f"&{args}" if args else ""
     response = client.get(f"{path}?{args}", headers=clinic)
     assert response.status_code == 200
@@ -141,17 +141,17 @@ def test_job_has_its_body_its_workflow_and_its_project(client, clinic, path):
     ],
 )
 def test_case_of_ids_and_a_trailing_slash_change_nothing(client, clinic, path):
-    """Nor does HEAD, but for the body."""
-    plain = client.get(path, headers=clinic)
+    """HEAD returns the same headers as GET, without the body."""
+    response = client.get(path, headers=clinic)
     route, mark, query = path.partition("?")
     for target in (
         f"{route}/{mark}{query}",
         path.replace(PROJECT, PROJECT.upper()).replace(JOB_1, JOB_1.upper()),
     ):
-        assert client.get(target, headers=clinic).data == plain.data
-    head = client.head(path, headers=clinic)
-    assert (head.status_code, head.data) == (200, b"")
-    assert dict(head.headers) == dict(plain.headers)
+        assert client.get(target, headers=clinic).data == response.data
+    head_response = client.head(path, headers=clinic)
+    assert (head_response.status_code, head_response.data) == (200, b"")
+    assert dict(head_response.headers) == dict(response.headers)
 
 
 @pytest.mark.parametrize(
@@ -169,7 +169,7 @@ def test_case_of_ids_and_a_trailing_slash_change_nothing(client, clinic, path):
         ("page=" + "0" * 4400 + "2&page_size=2", [2, 3], 1, 3),
     ],
 )
-def test_page_holds_its_part_and_links_its_neighbours(
+def test_page_has_its_jobs_and_links_to_its_neighbours(
     client, new_state, import_state, auth_header, query, numbers, prev, next_
 ):
     import_state(new_state(jobs=5), "you@example.org")
@@ -183,10 +183,8 @@ def test_page_holds_its_part_and_links_its_neighbours(
     assert response.json["meta"]["total_entries"] == 5
 
 
-def test_every_page_in_turn_is_the_whole_list(
-    client, new_state, import_state, auth_header
-):
-    """Though jobs have the same time: then the id decides."""
+def test_pages_in_turn_are_the_whole_list(client, new_state, import_state, auth_header):
+    """Each job is on one page even if jobs have equal times; then the id decides."""
     state = new_state(jobs=23)
     for workflow in state["workflows"]:
         for job in workflow["jobs"]:
@@ -196,27 +194,27 @@ def test_every_page_in_turn_is_the_whole_list(
     whole = client.get("/api/jobs?page_size=100", headers=headers).json["data"]
     pages, url = [], "/api/jobs?page_size=4"
     while url:
-        answer = client.get(url, headers=headers).json
-        pages += answer["data"]
-        url = answer["links"]["next"]
+        page = client.get(url, headers=headers).json
+        pages += page["data"]
+        url = page["links"]["next"]
     assert pages == whole
     assert whole == sorted(
         whole, key=lambda job: (job["attributes"]["inserted_at"], job["id"])
     )
 
 
-def test_list_is_in_order_wherever_its_jobs_stand(
+def test_list_is_in_order_among_the_jobs_of_other_projects(
     client, new_state, import_state, auth_header
 ):
-    """Among the jobs of others, which are older, or newer, or of the same time."""
+    """Jobs of other projects can be older, newer or of the same time."""
     import_state(new_state(jobs=20), "you@example.org")
     headers = auth_header("you@example.org")
-    for others_at in ("2001-01-01", "2999-01-01", None):
-        theirs = new_state(jobs=20)
-        for workflow in theirs["workflows"]:
+    for inserted_at in ("2001-01-01", "2999-01-01", None):
+        other_project = new_state(jobs=20)
+        for workflow in other_project["workflows"]:
             for job in workflow["jobs"]:
-                job["inserted_at"] = others_at
-        import_state(theirs)
+                job["inserted_at"] = inserted_at
+        import_state(other_project)
         for page, numbers in ((1, [0, 1, 2]), (4, [9, 10, 11]), (7, [18, 19]), (8, [])):
             path = f"/api/jobs?page_size=3&page={page}"
             listed = client.get(path, headers=headers).json["data"]
@@ -224,60 +222,60 @@ def test_list_is_in_order_wherever_its_jobs_stand(
             assert names == [f"Job {number}" for number in numbers]
 
 
-def test_no_jobs_are_still_one_page(client, new_state, import_state, auth_header):
+def test_empty_list_has_one_page(client, new_state, import_state, auth_header):
     import_state(new_state(jobs=0), "you@example.org")
-    answer = client.get("/api/jobs?page=2", headers=auth_header("you@example.org")).json
-    assert answer["data"] == []
-    assert answer["meta"]["total_pages"] == 1
-    assert answer["links"]["last"] == "http://localhost/api/jobs?page=1"
-    assert answer["links"]["prev"] == "http://localhost/api/jobs?page=1"
+    page = client.get("/api/jobs?page=2", headers=auth_header("you@example.org")).json
+    assert page["data"] == []
+    assert page["meta"]["total_pages"] == 1
+    assert page["links"]["last"] == "http://localhost/api/jobs?page=1"
+    assert page["links"]["prev"] == "http://localhost/api/jobs?page=1"
 
 
 @sqlite_only
-def test_links_keep_the_arguments_of_the_request(client, clinic):
+def test_links_keep_the_query_parameters_of_the_request(client, clinic):
     query = f"?project_id={PROJECT.upper()}&page_size=1"
     links = client.get(f"/api/jobs{query}", headers=clinic).json["links"]
-    arguments = f"page_size=1&project_id={PROJECT}"
-    assert links["self"] == f"http://localhost/api/jobs?{arguments}"
-    assert links["next"] == f"http://localhost/api/jobs?page=2&{arguments}"
+    parameters = f"page_size=1&project_id={PROJECT}"
+    assert links["self"] == f"http://localhost/api/jobs?{parameters}"
+    assert links["next"] == f"http://localhost/api/jobs?page=2&{parameters}"
 
 
 @sqlite_only
 def test_links_have_the_prefix_where_the_service_is_mounted(client, clinic):
-    answer = client.get("/api/jobs", headers=clinic, base_url="https://h.example:8/p")
+    response = client.get("/api/jobs", headers=clinic, base_url="https://h.example:8/p")
     root = "https://h.example:8/p/api/jobs"
-    assert answer.json["links"]["self"] == root
-    assert answer.json["data"][0]["links"]["self"] == f"{root}/{JOB_1}"
+    assert response.json["links"]["self"] == root
+    assert response.json["data"][0]["links"]["self"] == f"{root}/{JOB_1}"
 
 
 @sqlite_only
-def test_limit_below_the_default_is_the_default(make_app, app, seed):
+def test_maximum_below_the_default_page_size_is_the_default(make_app, app, seed):
     client = make_app(MAX_PAGE_SIZE=2).test_client()
-    answer = client.get("/api/jobs", headers=seed.auth_header).json
-    assert answer["meta"]["page_size"] == 2
-    assert len(answer["data"]) == 2
+    page = client.get("/api/jobs", headers=seed.auth_header).json
+    assert page["meta"]["page_size"] == 2
+    assert len(page["data"]) == 2
 
 
-def test_jobs_of_a_deleted_workflow_are_in_no_answer(client, seed, set_columns):
+def test_jobs_of_a_deleted_workflow_are_in_no_response(client, seed, set_columns):
     set_columns(Workflow, seed.workflow_id, deleted_at=datetime(2024, 1, 1))
-    answer = client.get("/api/jobs", headers=seed.auth_header).json
-    assert [job["id"] for job in answer["data"]] == seed.job_ids[2:]
-    assert answer["meta"]["total_entries"] == 1
+    page = client.get("/api/jobs", headers=seed.auth_header).json
+    assert [job["id"] for job in page["data"]] == seed.job_ids[2:]
+    assert page["meta"]["total_entries"] == 1
     response = client.get(f"/api/jobs/{seed.job_ids[0]}", headers=seed.auth_header)
     assert response.status_code == 404
 
 
-def test_nulls_are_given_as_null(client, seed, set_columns):
+def test_nulls_are_returned_as_null(client, seed, set_columns):
     job_id = seed.job_ids[0]
     set_columns(Job, job_id, name=None, body=None, adaptor=None)
     set_columns(Workflow, seed.workflow_id, name=None)
-    answer = client.get(f"/api/jobs/{job_id}", headers=seed.auth_header).json
-    attributes = answer["data"]["attributes"]
+    document = client.get(f"/api/jobs/{job_id}", headers=seed.auth_header).json
+    attributes = document["data"]["attributes"]
     assert [attributes[name] for name in ("name", "body", "adaptor")] == [None] * 3
-    assert answer["included"][0]["attributes"] == {"name": None}
+    assert document["included"][0]["attributes"] == {"name": None}
 
 
-def test_large_body_comes_whole(client, import_state, new_state, auth_header):
+def test_large_body_is_returned_whole(client, import_state, new_state, auth_header):
     state = new_state(jobs=1)
     state["workflows"][0]["jobs"][0]["body"] = body = "fn('\u2028é😀');\n" * 100_000
     import_state(state, "you@example.org")
@@ -290,39 +288,39 @@ def test_large_body_comes_whole(client, import_state, new_state, auth_header):
     ("path", "status", "detail"),
     [
         ("/api/jobs/{unknown}", 404, "There is no job {unknown}."),
-        ("/api/jobs/{theirs}", 403, "You do not have access to job {theirs}."),
+        ("/api/jobs/{foreign}", 403, "You do not have access to job {foreign}."),
         ("/api/jobs?project_id={unknown}", 404, "There is no project {unknown}."),
         ("/api/projects/{unknown}/jobs", 404, "There is no project {unknown}."),
-        ("/api/projects/{unknown}/jobs/{ours}", 404, "There is no project {unknown}."),
+        ("/api/projects/{unknown}/jobs/{own}", 404, "There is no project {unknown}."),
         (
-            "/api/projects/{their_project}/jobs",
+            "/api/projects/{foreign_project}/jobs",
             403,
-            "You do not have access to project {their_project}.",
+            "You do not have access to project {foreign_project}.",
         ),
         (
-            "/api/projects/{their_project}/jobs/{ours}",
+            "/api/projects/{foreign_project}/jobs/{own}",
             403,
-            "You do not have access to project {their_project}.",
+            "You do not have access to project {foreign_project}.",
         ),
         (
-            "/api/projects/{our_project}/jobs/{theirs}",
+            "/api/projects/{own_project}/jobs/{foreign}",
             404,
-            "There is no job {theirs} in project {our_project}.",
+            "There is no job {foreign} in project {own_project}.",
         ),
         (
-            "/api/projects/{our_project}/jobs/{unknown}",
+            "/api/projects/{own_project}/jobs/{unknown}",
             404,
             "There is no job {unknown}.",
         ),
     ],
 )
-def test_project_is_judged_before_the_job(client, seed, path, status, detail):
+def test_project_is_checked_before_the_job(client, seed, path, status, detail):
     ids = {
         "unknown": "00000000-0000-0000-0000-000000000000",
-        "ours": seed.job_ids[0],
-        "theirs": seed.foreign_job_id,
-        "our_project": seed.project_id,
-        "their_project": seed.foreign_project_id,
+        "own": seed.job_ids[0],
+        "foreign": seed.foreign_job_id,
+        "own_project": seed.project_id,
+        "foreign_project": seed.foreign_project_id,
     }
     response = client.get(path.format(**ids), headers=seed.auth_header)
     assert response.status_code == status
