@@ -1,4 +1,4 @@
-"""Two hosts in one URL: a primary and its standby, each of which may go."""
+"""Two hosts in one URL: a primary and its standby, either of which can stop."""
 
 import json
 import os
@@ -13,18 +13,18 @@ import pytest
 from conftest import RUN_ID, free_port, sqlite_only, wait_until
 from test_server import Load
 
-# For the fixtures' sake: the databases are the two servers' own.
+# The fixtures require a kind of database, although these tests start two servers.
 pytestmark = sqlite_only
 
 
 class PostgreSQL:
-    """A server of its own in a folder, run by a user that is not root."""
+    """A PostgreSQL server with its data in a folder, run by a user other than root."""
 
     def __init__(self, folder):
         self.folder, self.port = Path(folder), free_port()
 
     def run(self, command, *arguments):
-        """Run a command of PostgreSQL's."""
+        """Run one of PostgreSQL's programs."""
         user = "postgres" if os.getuid() == 0 else None
         subprocess.run(
             [program(command), *arguments],
@@ -36,29 +36,29 @@ class PostgreSQL:
         )
 
     def start(self):
-        """Return when it answers."""
+        """Start the server and wait until it accepts connections."""
         options = f"-h 127.0.0.1 -p {self.port} -k '' -c fsync=off"
         log = f"{self.folder}.log"
         self.run("pg_ctl", "start", "-w", "-D", self.folder, "-o", options, "-l", log)
 
     def stop(self):
-        """End it as a power cut would."""
+        """Stop the server as a power failure would."""
         self.run("pg_ctl", "stop", "-m", "immediate", "-D", self.folder)
 
     def is_running(self):
-        """Whether it was started and not stopped."""
+        """Return whether the server was started and not stopped."""
         return Path(self.folder, "postmaster.pid").exists()
 
 
 def program(name):
-    """Where one of PostgreSQL's programs is; none that Debian wraps."""
+    """Return the path of one of PostgreSQL's programs, not of Debian's wrapper."""
     folders = glob("/usr/lib/postgresql/*/bin")
     return which(name, path=os.pathsep.join([*folders, os.environ["PATH"]]))
 
 
 @pytest.fixture(scope="module")
 def servers():
-    """A primary and its standby, both of which a test leaves as they were."""
+    """A primary and its standby, which every test leaves running and unchanged."""
     if not all(map(program, ("initdb", "pg_basebackup", "pg_ctl"))):
         assert not os.environ.get("CI"), "CI must have PostgreSQL's programs"
         pytest.skip("needs initdb, pg_basebackup and pg_ctl")
@@ -82,15 +82,15 @@ def servers():
         rmtree(folder)
 
 
-def url_of(*servers, arguments=""):
-    """All their hosts in one URL."""
+def url_of(*servers, parameters=""):
+    """Return one URL with the hosts of all servers, and with more query parameters."""
     hosts = "&".join(f"host=127.0.0.1:{server.port}" for server in servers)
-    return f"postgresql://jobs@/postgres?{hosts}{arguments}"
+    return f"postgresql://jobs@/postgres?{hosts}{parameters}"
 
 
 @pytest.fixture
 def auth_header(servers, make_app):
-    """The header with the demo's token, once it is known on the standby too."""
+    """The header with the demo's token, which the standby has received too."""
     primary, standby = (make_app(DATABASE_URL=url_of(server)) for server in servers)
     token = primary.test_cli_runner().invoke(args=["demo"]).stdout.split()[1]
     auth_header = {"Authorization": f"Bearer {token}"}
@@ -99,8 +99,8 @@ def auth_header(servers, make_app):
     return auth_header
 
 
-def test_either_host_may_go(servers, auth_header, start_server):
-    """Under load, and come back: two seconds later all answers are right."""
+def test_either_host_can_stop(servers, auth_header, start_server):
+    """Two seconds after a host stops under load, all responses are correct again."""
     server = start_server(DATABASE_URL=url_of(*servers))
     expected = server.get("/api/jobs", auth_header).body
     assert json.loads(expected)["meta"]["total_entries"] == 3
@@ -124,7 +124,7 @@ def test_either_host_may_go(servers, auth_header, start_server):
     assert max(answer.seconds for answer in load.answers) < 5
 
 
-def test_command_that_meets_a_standby_says_what_to_do(servers, make_app):
+def test_command_on_a_standby_prints_what_to_do(servers, make_app):
     primary, standby = servers
     runner = make_app(DATABASE_URL=url_of(standby, primary)).test_cli_runner()
     for command in ("init-db", "demo"):
@@ -132,18 +132,18 @@ def test_command_that_meets_a_standby_says_what_to_do(servers, make_app):
         assert (result.exit_code, result.stdout) == (1, "")
         [line] = result.stderr.splitlines()
         assert "standby" in line and "target_session_attrs=primary" in line
-    url = url_of(standby, primary, arguments="&target_session_attrs=primary")
+    url = url_of(standby, primary, parameters="&target_session_attrs=primary")
     runner = make_app(DATABASE_URL=url).test_cli_runner()
     assert runner.invoke(args=["demo"]).exit_code == 0
 
 
-def test_server_that_lacks_tls_is_unavailable_where_it_is_required(
+def test_server_without_tls_is_unavailable_if_tls_is_required(
     servers, make_app, caplog
 ):
-    """And the log says why."""
+    """One line in the log reports that the server does not support TLS."""
     for mode in ("require", "verify-full&sslrootcert=/no/such/ca.pem"):
         caplog.clear()
-        url = url_of(servers[0], arguments=f"&sslmode={mode}")
+        url = url_of(servers[0], parameters=f"&sslmode={mode}")
         client = make_app(DATABASE_URL=url).test_client()
         assert client.get("/health_check").status_code == 503
         [record] = caplog.records

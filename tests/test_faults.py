@@ -1,4 +1,4 @@
-"""A database that goes, comes back, or changes under its readers."""
+"""Databases that become unavailable, hang, or change while clients read."""
 
 import copy
 import json
@@ -33,7 +33,7 @@ from database import db, write_transaction
 
 
 class Forwarder:
-    """A TCP forwarder to a server, which can be cut and mended, or held up."""
+    """A TCP forwarder to a server, which can disconnect, listen again, and block."""
 
     def __init__(self, host, port):
         self.target = (host, port)
@@ -41,13 +41,15 @@ class Forwarder:
         self.flows = threading.Event()
         self.flows.set()
         self.port = free_port()
-        self.mend()
+        self.listen()
 
-    def mend(self):
+    def listen(self):
+        """Accept connections on the forwarder's port."""
         self.listener = socket.create_server(("127.0.0.1", self.port))
         threading.Thread(target=self.accept, args=[self.listener], daemon=True).start()
 
     def accept(self, listener):
+        """Connect each client to the server."""
         with suppress(OSError):
             while True:
                 near, _ = listener.accept()
@@ -57,6 +59,7 @@ class Forwarder:
                     threading.Thread(target=self.pump, args=pair, daemon=True).start()
 
     def pump(self, source, sink):
+        """Copy bytes in one direction, except while ``flows`` is cleared."""
         with suppress(OSError):
             while data := source.recv(65536):
                 self.flows.wait()
@@ -64,8 +67,8 @@ class Forwarder:
         with suppress(OSError):
             sink.shutdown(socket.SHUT_RDWR)
 
-    def cut(self):
-        """Refuse new connections and close those that stand."""
+    def disconnect(self):
+        """Reject new connections and close the existing ones."""
         for connection in [self.listener, *self.connections]:
             with suppress(OSError):
                 connection.shutdown(socket.SHUT_RDWR)
@@ -79,12 +82,12 @@ def forwarder(postgresql_url):
     url = make_url(postgresql_url)
     forwarder = Forwarder(url.host, url.port or 5432)
     yield forwarder
-    forwarder.cut()
+    forwarder.disconnect()
 
 
 @pytest.fixture(scope="module")
 def shared_server(postgresql_url, forwarder, tmp_path_factory):
-    """The server of these tests, which has PostgreSQL through the forwarder."""
+    """The server of these tests, which reaches PostgreSQL through the forwarder."""
     url = make_url(postgresql_url).set(host="127.0.0.1", port=forwarder.port)
     log_path = tmp_path_factory.mktemp("served") / "gunicorn.log"
     options = ["--workers", "2"]
@@ -94,13 +97,13 @@ def shared_server(postgresql_url, forwarder, tmp_path_factory):
 
 @postgresql_only
 def test_workers_connect_after_they_were_forked(server, seed, paths):
-    """And several of them serve at once."""
+    """Each worker opens its connections after the fork, and two workers serve."""
     assert_that_two_workers_serve(server, paths, seed.auth_header)
 
 
 @postgresql_only
-def test_database_that_goes_and_comes_back(server, seed, paths, forwarder):
-    """503 at once, one line in the log for each, and 200 again with no restart."""
+def test_unavailable_database_is_a_503_until_it_is_back(server, seed, paths, forwarder):
+    """Each 503 comes at once with a line in the log, and recovery needs no restart."""
 
     def statuses():
         return {
@@ -110,15 +113,15 @@ def test_database_that_goes_and_comes_back(server, seed, paths, forwarder):
 
     for _ in range(2):
         assert statuses() == {200}
-        forwarder.cut()
+        forwarder.disconnect()
         started = time.monotonic()
         assert statuses() == {503}
         assert time.monotonic() - started < 5
-        refused = server.get("/api/jobs", seed.auth_header)
-        assert json.loads(refused.body)["error"] == "Service Unavailable"
-        assert refused.headers["Retry-After"] == "5"
-        forwarder.mend()
-        # Idle connections that were cut are replaced without a caller noticing.
+        response = server.get("/api/jobs", seed.auth_header)
+        assert json.loads(response.body)["error"] == "Service Unavailable"
+        assert response.headers["Retry-After"] == "5"
+        forwarder.listen()
+        # The service replaces closed idle connections, and no client notices.
         assert statuses() == {200}
     log = server.log()
     assert "Traceback" not in log and seed.auth_header["Authorization"][7:] not in log
@@ -126,15 +129,15 @@ def test_database_that_goes_and_comes_back(server, seed, paths, forwarder):
 
 
 @postgresql_only
-def test_connections_that_break_at_once_are_unavailable(app, seed, execute, caplog):
-    """The one that replaces a broken one too."""
+def test_connections_that_break_at_once_are_a_503(app, seed, execute, caplog):
+    """If the replacement of a broken connection breaks too, the response is 503."""
 
-    def end(connection, _):
+    def terminate(connection, _):
         execute("SELECT pg_terminate_backend(%s, 9999)", [connection.info.backend_pid])
 
     with app.app_context():
         db.engine.dispose()
-        event.listen(db.engine, "connect", end)
+        event.listen(db.engine, "connect", terminate)
     response = app.test_client().get("/api/jobs", headers=seed.auth_header)
     assert response.status_code == 503
     [record] = caplog.records
@@ -142,13 +145,13 @@ def test_connections_that_break_at_once_are_unavailable(app, seed, execute, capl
 
 
 @postgresql_only
-def test_database_that_restarts_under_load(server, seed, paths, forwarder):
-    """Busy workers answer 503 while it is away, and cut no client off."""
+def test_database_can_restart_under_load(server, seed, paths, forwarder):
+    """While the database restarts, workers return 503 and disconnect no client."""
     with Load(server, paths, seed.auth_header) as load:
         load.wait_for(50)
-        forwarder.cut()
+        forwarder.disconnect()
         load.wait_for(50)
-        forwarder.mend()
+        forwarder.listen()
         load.wait_for(100)
     assert {answer.status for answer in load.answers} <= {200, 503}
     assert {answer.status for answer in load.answers[-50:]} == {200}
@@ -157,10 +160,10 @@ def test_database_that_restarts_under_load(server, seed, paths, forwarder):
 
 
 @postgresql_only
-def test_database_that_hangs_is_given_up(server, seed, paths, forwarder):
-    """503 whatever it does, and 200 with the right answers when it goes on.
+def test_database_that_hangs_times_out(server, seed, paths, forwarder):
+    """While the database hangs, responses are 503; afterwards they are correct again.
 
-    Its machine goes on to acknowledge what it is sent.
+    The forwarder acknowledges all bytes meanwhile, so TCP reports no error.
     """
     expected = [server.get(path, seed.auth_header).body for path in paths]
     forwarder.flows.clear()
@@ -177,8 +180,8 @@ def test_database_that_hangs_is_given_up(server, seed, paths, forwarder):
 
 
 @postgresql_only
-def test_statement_that_takes_too_long_is_given_up(server, seed, database_url):
-    """The table is locked: 503 within the statement timeout, not a hung worker."""
+def test_statement_that_takes_too_long_times_out(server, seed, database_url):
+    """A query of a locked table is a 503 after the statement timeout."""
     with psycopg.connect(database_url) as connection:
         connection.execute("LOCK TABLE jobs IN ACCESS EXCLUSIVE MODE")
         assert server.get("/api/jobs", seed.auth_header).status == 503
@@ -226,7 +229,7 @@ def start_import(database_url, tmp_path):
 
 
 def open_files(process):
-    """The files that a process has open, but for those that it closes meanwhile."""
+    """Yield the open files of a process, except those that it closes meanwhile."""
     for link in glob(f"/proc/{process.pid}/fd/*"):
         with suppress(FileNotFoundError):
             yield os.readlink(link)
@@ -234,11 +237,11 @@ def open_files(process):
 
 @pytest.fixture
 def import_locks(database_url, request):
-    """A function that says how many imports hold the write lock, and how many wait."""
+    """A function that counts the imports with the write lock, and those that wait."""
     if database_url.startswith("sqlite"):
         path = make_url(database_url).database
 
-        def look(process):
+        def count_locks(process):
             has_opened = path in open_files(process)
             with closing(sqlite3.connect(path, timeout=0)) as connection:
                 try:
@@ -249,7 +252,7 @@ def import_locks(database_url, request):
     else:
         execute = request.getfixturevalue("execute")
 
-        def look(process):
+        def count_locks(process):
             return execute(
                 "SELECT count(*) FILTER (WHERE granted), "
                 "count(*) FILTER (WHERE NOT granted) "
@@ -257,12 +260,12 @@ def import_locks(database_url, request):
                 "WHERE locktype = 'advisory' AND datname = current_database()"
             ).fetchone()
 
-    return look
+    return count_locks
 
 
 @pytest.fixture
 def import_pair(new_state, import_state, client, auth_header):
-    """A state that is in the database, a change of it, and a look at which is there."""
+    """A state that is imported, a changed one, and a look at which the service has."""
     before = new_state(jobs=500)
     import_state(before, "you@example.org")
     after = copy.deepcopy(before)
@@ -285,12 +288,12 @@ OLD, NEW = (500, False), (400, True)
 
 
 def kill(process):
-    """End a process at once, and give what it has said."""
+    """Kill a process and return what it printed."""
     process.kill()
     return process.communicate()[0]
 
 
-def test_import_killed_before_its_lock_changes_nothing(
+def test_import_killed_before_it_has_the_lock_changes_nothing(
     app, start_import, import_pair, import_locks
 ):
     with app.app_context(), write_transaction():
@@ -308,22 +311,22 @@ def test_import_killed_while_it_writes_changes_nothing(
         wait_until(lambda p=process: import_locks(p)[0] or p.poll() is not None)
         process.send_signal(signal.SIGSTOP)
         is_writing, _ = import_locks(process)
-        said = kill(process)
+        output = kill(process)
         wait_until(lambda p=process: not import_locks(p)[0])
-        # Killed with the lock in its hands, or as it let go of it: then once more.
+        # If the process had no lock when it was killed, or had committed, try again.
         if is_writing and import_pair.look() != NEW:
             break
         import_state(import_pair.before)
-    assert (is_writing, said, import_pair.look()) == (1, "", OLD)
-    # Nothing holds a lock: the same import goes through.
+    assert (is_writing, output, import_pair.look()) == (1, "", OLD)
+    # No process has the lock any more, so the same import succeeds.
     assert "400 jobs updated" in import_state(import_pair.after)
     assert import_pair.look() == NEW
 
 
-def test_import_killed_before_it_speaks_has_changed_everything(
+def test_import_killed_before_its_output_has_changed_everything(
     start_import, import_pair
 ):
-    """Nobody reads what it says, so that it waits between its commit and its end."""
+    """A full pipe blocks the import where it prints its summary, after its commit."""
     reader, writer = os.pipe()
     os.set_blocking(writer, False)
     for size in (65536, 1):
@@ -335,17 +338,17 @@ def test_import_killed_before_it_speaks_has_changed_everything(
     os.close(writer)
     wait_until(lambda: import_pair.look() == NEW)
     kill(process)
-    with open(reader) as said:
-        assert set(said.read()) == {"x"}
+    with open(reader) as output:
+        assert set(output.read()) == {"x"}
     assert import_pair.look() == NEW
 
 
 def test_readers_see_one_state_while_imports_write(
     start_server, import_state, new_state, auth_header
 ):
-    """Every answer is 200, and its count and its data are of the same state.
+    """Every response is 200, and its count and its data are of the same state.
 
-    So are those of a last page.
+    This holds for first and last pages.
     """
     small, large = new_state(jobs=11), new_state(jobs=40)
     large["id"] = small["id"]
@@ -356,7 +359,8 @@ def test_readers_see_one_state_while_imports_write(
         for _ in range(3):
             for state in (large, small):
                 import_state(state)
-                # More than there are clients, so that some began after the import.
+                # These are more responses than clients, so some requests began
+                # after the import.
                 load.wait_for(10)
     assert load.cut == []
     assert {answer.status for answer in load.answers} == {200}
@@ -368,7 +372,7 @@ def test_readers_see_one_state_while_imports_write(
     assert sizes == {(100, 11, 11), (100, 40, 40), (10, 11, 1), (10, 40, 10)}
 
 
-def test_two_imports_follow_each_other(
+def test_concurrent_imports_run_one_after_the_other(
     app, start_import, import_locks, import_state, new_state, client, auth_header
 ):
     first, second = new_state(jobs=300), new_state(jobs=200)
@@ -377,11 +381,11 @@ def test_two_imports_follow_each_other(
     with app.app_context(), write_transaction():
         process = start_import(first)
         wait_until(lambda: import_locks(process) == (1, True))
-    # The lock is free, and each wants it.
-    said = import_state(second) + process.communicate(timeout=TIMEOUT)[0]
-    assert process.returncode == 0, said
-    answer = client.get("/api/jobs", headers=auth_header("you@example.org")).json
-    total = answer["meta"]["total_entries"]
+    # The lock is free now, and both imports compete for it.
+    output = import_state(second) + process.communicate(timeout=TIMEOUT)[0]
+    assert process.returncode == 0, output
+    page = client.get("/api/jobs", headers=auth_header("you@example.org")).json
+    total = page["meta"]["total_entries"]
     assert total in (300, 200)
-    # The jobs of the one that came first.
-    assert f"{500 - total} jobs deleted" in said
+    # The later import deletes the jobs of the earlier one.
+    assert f"{500 - total} jobs deleted" in output
