@@ -4,7 +4,6 @@ import pytest
 from conftest import ROOT
 from sqlalchemy import make_url
 
-from app import create_app
 from database import db
 
 # All columns of the tables that the service reads, as Lightning has them.
@@ -146,12 +145,15 @@ def reader_url(admin, postgresql_url):
 
 
 @pytest.fixture
-def app(reader_url):
-    """The service as that role."""
-    app = create_app({"DATABASE_URL": reader_url})
-    yield app
-    with app.app_context():
-        db.engine.dispose()
+def database_url(admin, postgresql_url):
+    """The database's URL for the role that owns the tables."""
+    return postgresql_url
+
+
+@pytest.fixture
+def app(reader_url, make_app):
+    """The service, connected as the role that can only read."""
+    return make_app(DATABASE_URL=reader_url)
 
 
 @pytest.fixture
@@ -196,7 +198,7 @@ def test_token_of_another_context_opens_nothing(get, context):
     assert get("/api/jobs", f"member.{context}").status_code == 401
 
 
-def test_nothing_is_written(admin, postgresql_url):
+def test_nothing_is_written(admin, make_app):
     """Though the role may: not even when a token was last used."""
     tables = ["users", "user_tokens", "projects", "project_users", "workflows", "jobs"]
 
@@ -204,12 +206,10 @@ def test_nothing_is_written(admin, postgresql_url):
         return [admin(f"SELECT * FROM {table}").fetchall() for table in tables]
 
     before = contents()
-    app = create_app({"DATABASE_URL": postgresql_url})
+    client = make_app().test_client()
     for path in ("/api/jobs", f"/api/jobs/{JOB}", "/health_check"):
         headers = {"Authorization": "Bearer member.api"}
-        assert app.test_client().get(path, headers=headers).status_code == 200
-    with app.app_context():
-        db.engine.dispose()
+        assert client.get(path, headers=headers).status_code == 200
     assert contents() == before
 
 
@@ -250,12 +250,9 @@ def test_column_that_changes_its_type_costs_one_answer(get, admin):
         ["import-project", str(ROOT / "demo.json")],
     ],
 )
-def test_commands_that_write_refuse(postgresql_url, admin, args):
+def test_commands_that_write_refuse(make_app, args):
     """Though the role may write, and whatever is asked for."""
-    app = create_app({"DATABASE_URL": postgresql_url})
-    result = app.test_cli_runner().invoke(args=args)
-    with app.app_context():
-        db.engine.dispose()
+    result = make_app().test_cli_runner().invoke(args=args)
     assert (result.exit_code, result.stdout) == (1, "")
     assert "belongs to Lightning" in result.stderr
 
