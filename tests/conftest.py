@@ -1,3 +1,5 @@
+"""Fixtures: databases of both kinds, the service with rows to read, and gunicorn."""
+
 import copy
 import json
 import os
@@ -29,20 +31,22 @@ from models import Job, Project, ProjectUser, User, UserToken, Workflow
 
 ROOT = Path(__file__).parent.parent
 
-# Hypothesis makes tables of characters for seconds, and would in the checkout.
+# Hypothesis stores tables of characters, which take seconds to create. Their folder is
+# outside of the checkout.
 os.environ["HYPOTHESIS_STORAGE_DIRECTORY"] = f"{gettempdir()}/hypothesis"
 
 SERVER = os.environ.get(
     "TEST_DATABASE_URL", "postgresql://postgres@127.0.0.1:5432/postgres"
 )
 
-# A name that all processes of a run have in their environment, and in what they make.
+# All processes of a run have this name in their environment, and in the names of the
+# databases, roles and folders that they create.
 RUN_ID = os.environ.setdefault("JOBS_TEST_RUN", f"jobs_test_{uuid4().hex[:12]}")
 
-# How many seconds to wait for what comes at once, unless the machine is busy.
+# Tests wait at most this number of seconds for what an idle machine does at once.
 TIMEOUT = 90
 
-# For what is the same on both databases, or is of one alone.
+# These marks are for behaviour that is the same on both databases or exists on one.
 sqlite_only, postgresql_only = (
     pytest.mark.parametrize("database_url", [kind], indirect=True)
     for kind in ("sqlite", "postgresql")
@@ -50,21 +54,21 @@ sqlite_only, postgresql_only = (
 
 
 def with_shared_server(options="", **variables):
-    """For tests that share a server on SQLite with all that want the same of it.
+    """Mark a test that shares a server on SQLite with all tests of the same options.
 
-    pytest runs them one after the other, since the server's scope is the whole run.
+    pytest runs these tests one after the other, since the server's scope is the run.
     """
     wanted = [(options, *variables.items())]
     server = pytest.mark.parametrize(
         "shared_server", wanted, ids=[options], indirect=True
     )
     database = pytest.mark.parametrize("database_url", ["served"], indirect=True)
-    # Two marks: one would take the server's scope from that of the database.
+    # One mark for both would give the server the scope of the database.
     return lambda test: server(database(test))
 
 
 def pytest_xdist_auto_num_workers(config):
-    """Two processes a core, since many tests wait; on one core none beside pytest."""
+    """Return two processes per core, since many tests wait, but none on one core."""
     cores = os.cpu_count()
     return cores * 2 if cores > 1 else 0
 
@@ -75,12 +79,12 @@ def pytest_configure(config):
 
 
 def pytest_collection_modifyitems(items):
-    """Begin with those that share a server, so that they stay in one process."""
+    """Run tests that share a server first, so that they stay in one process."""
     items.sort(key=lambda item: "shared_server" not in item.fixturenames)
 
 
 def pytest_unconfigure(config):
-    """End and drop what is left of this run, whose processes may have been killed."""
+    """Remove the processes, folders, databases and roles that this run left behind."""
     if hasattr(config, "workerinput"):
         return
     for environment in Path("/proc").glob("[0-9]*/environ"):
@@ -100,13 +104,13 @@ def pytest_unconfigure(config):
 
 
 def connect_to_server():
-    """A connection that may make databases."""
+    """Connect to PostgreSQL as a role that can create databases."""
     return psycopg.connect(SERVER, autocommit=True, connect_timeout=3)
 
 
 @pytest.fixture(scope="session")
 def postgresql_server():
-    """A connection to PostgreSQL that may make databases."""
+    """A connection to PostgreSQL as a role that can create databases."""
     try:
         server = connect_to_server()
     except psycopg.OperationalError as error:
@@ -119,7 +123,7 @@ def postgresql_server():
 
 @contextmanager
 def new_database(server, options=""):
-    """The URL of a new database, which is dropped in the end."""
+    """Create a database, yield its URL, and drop it in the end."""
     name = f"{RUN_ID}_{uuid4().hex[:12]}"
     try:
         server.execute(f"CREATE DATABASE {name} {options}")
@@ -130,14 +134,14 @@ def new_database(server, options=""):
 
 @pytest.fixture(scope="session")
 def postgresql_url(postgresql_server):
-    """A PostgreSQL database of this process's own."""
+    """The URL of a PostgreSQL database that only this process uses."""
     with new_database(postgresql_server) as url:
         yield url
 
 
 @pytest.fixture
 def execute(postgresql_url):
-    """A function that runs statements there, past the service."""
+    """A function that runs statements in that database without the service."""
     with psycopg.connect(postgresql_url, autocommit=True) as connection:
         yield connection.execute
 
@@ -148,14 +152,14 @@ DELETE_ROWS = "DELETE FROM users; DELETE FROM projects"
 
 @pytest.fixture
 def empty_schema(execute):
-    """Room for tables that the next test must not find."""
+    """A schema without tables, which is emptied again after the test."""
     execute(DROP_TABLES)
     yield
     execute(DROP_TABLES)
 
 
 def run_command(app, *args, **options):
-    """Run a ``flask`` command that must succeed, and give what it prints."""
+    """Run a ``flask`` command that must succeed, and return what it prints."""
     result = app.test_cli_runner().invoke(args=args, **options)
     assert result.exit_code == 0, result.output
     return result.stdout
@@ -163,7 +167,7 @@ def run_command(app, *args, **options):
 
 @pytest.fixture(scope="session")
 def sqlite_tables(tmp_path_factory):
-    """A file of SQLite's with empty tables, to copy: to make them takes longer."""
+    """A SQLite file with empty tables; a copy is faster than creating tables again."""
     path = tmp_path_factory.mktemp("tables") / "jobs.db"
     run_command(create_app({"DATABASE_URL": f"sqlite:///{path}"}), "init-db")
     return path
@@ -171,7 +175,7 @@ def sqlite_tables(tmp_path_factory):
 
 @pytest.fixture(params=["sqlite", "postgresql"])
 def database_url(request, tmp_path):
-    """A database without rows, once of each kind; without tables unless for ``app``."""
+    """The URL of an empty database of each kind; it has tables if ``app`` is used."""
     if request.param == "served":
         url = request.getfixturevalue("shared_server").database_url
         with closing(sqlite3.connect(make_url(url).database)) as connection:
@@ -196,15 +200,15 @@ def database_url(request, tmp_path):
 
 @pytest.fixture
 def make_app(database_url):
-    """A function that builds the service on the database, with more configuration."""
-    made = []
+    """A function that creates the service with the database and with more settings."""
+    apps = []
 
     def make(**config):
-        made.append(create_app({"DATABASE_URL": database_url} | config))
-        return made[-1]
+        apps.append(create_app({"DATABASE_URL": database_url} | config))
+        return apps[-1]
 
     yield make
-    for app in made:
+    for app in apps:
         with app.app_context():
             db.engine.dispose()
 
@@ -223,25 +227,25 @@ def app(app_without_tables):
 
 @pytest.fixture
 def client(app):
-    """Requests without credentials, unless a test gives them."""
+    """A client that sends no credentials, unless a test passes them."""
     return app.test_client()
 
 
 @pytest.fixture
 def runner(app):
-    """The ``flask`` commands."""
+    """A runner of the ``flask`` commands."""
     return app.test_cli_runner()
 
 
 @pytest.fixture
 def run_flask(app):
-    """A function that runs a command that must succeed, and gives what it prints."""
+    """A function that runs a command that must succeed, and returns what it prints."""
     return partial(run_command, app)
 
 
 @pytest.fixture
 def auth_header(run_flask):
-    """A function that gives a user's credentials as a header."""
+    """A function that creates a token of a user and returns it as a header."""
     return lambda email: {
         "Authorization": f"Bearer {run_flask('create-token', email).strip()}"
     }
@@ -249,7 +253,7 @@ def auth_header(run_flask):
 
 @pytest.fixture
 def import_state(run_flask):
-    """A function that imports a state, given as Python values."""
+    """A function that imports a state file, given as Python values."""
 
     def run(state, *members):
         options = [word for member in members for word in ("--member", member)]
@@ -260,7 +264,7 @@ def import_state(run_flask):
 
 @pytest.fixture
 def set_columns(app):
-    """A function that sets columns of the rows with an id, as no command does."""
+    """A function that sets columns of the row with an id, which no command does."""
 
     def run(model, row_id, **values):
         with app.app_context(), db.engine.connect() as connection:
@@ -274,7 +278,7 @@ def set_columns(app):
 
 @pytest.fixture
 def dump(app):
-    """A function that gives all rows of all tables."""
+    """A function that returns all rows of all tables."""
 
     def run():
         with app.app_context():
@@ -291,7 +295,7 @@ def dump(app):
 
 @pytest.fixture(scope="session")
 def new_state():
-    """A function that makes the state of a new project, two jobs a workflow."""
+    """A function that creates the state of a new project with two jobs per workflow."""
 
     def make(jobs=3, **project):
         bodies = [
@@ -310,7 +314,7 @@ def new_state():
 
 @pytest.fixture(scope="session")
 def seeded(sqlite_tables, new_state):
-    """The rows of ``seed`` by table, as the commands made them once, and its names."""
+    """The rows of ``seed`` by table, which the commands created once, and its ids."""
     path = sqlite_tables.with_name("seeded.db")
     copyfile(sqlite_tables, path)
     app = create_app({"DATABASE_URL": f"sqlite:///{path}"})
@@ -341,7 +345,7 @@ def seeded(sqlite_tables, new_state):
 
 @pytest.fixture
 def seed(app, seeded):
-    """Two projects; the bearer is a member of the first alone."""
+    """Two projects; the user of ``auth_header`` is a member of only the first."""
     rows, names = seeded
     with app.app_context(), write_transaction():
         for table in rows:
@@ -362,31 +366,31 @@ def paths(seed):
 
 
 def files_in_image():
-    """What the Dockerfile copies, where the last rule that fits a name decides."""
+    """Yield what the Dockerfile copies; the last rule that matches a name decides."""
     ignored = (ROOT / ".dockerignore").read_text().split()
     copied = re.findall(
         r"^COPY (.*) \./$", (ROOT / "Dockerfile").read_text(), re.MULTILINE
     )
     for name in os.listdir(ROOT):
         rules = [rule for rule in ignored if fnmatch(name, rule.removeprefix("!"))]
-        is_let_in = not rules or rules[-1].startswith("!")
-        if is_let_in and any(fnmatch(name, form) for form in " ".join(copied).split()):
+        is_sent = not rules or rules[-1].startswith("!")
+        if is_sent and any(fnmatch(name, form) for form in " ".join(copied).split()):
             yield name
 
 
 @pytest.fixture
 def checkout(tmp_path):
-    """A folder with what the image has and nothing else, which tests may change."""
+    """A folder with only what the image has, which tests can change."""
     folder = tmp_path / "checkout"
     folder.mkdir()
-    # With its time, by which make tells whether the libraries are those of the list.
+    # copy2 keeps the times of files, by which make knows if it must install libraries.
     for name in files_in_image():
         copy2(ROOT / name, folder)
     return folder
 
 
 def wait_until(condition, seconds=TIMEOUT):
-    """Poll a condition; a connection that is refused or cut counts as not yet."""
+    """Wait until a condition is true; an error of a connection counts as false."""
     end = time.monotonic() + seconds
     while time.monotonic() < end:
         with suppress(OSError, HTTPException):
@@ -397,7 +401,7 @@ def wait_until(condition, seconds=TIMEOUT):
 
 
 def free_port():
-    """A port that nobody listens on, and none of those that clients get."""
+    """Return a port without a listener, outside of the range that clients use."""
     while True:
         with suppress(OSError):
             port = randrange(20_000, 32_000)
@@ -406,12 +410,12 @@ def free_port():
 
 
 class Server:
-    """A gunicorn of its own, on a free port of 127.0.0.1, as the project serves it."""
+    """A gunicorn on a free port of 127.0.0.1, with the project's configuration."""
 
     def __init__(self, database_url, log_path, *options, folder=ROOT, **variables):
         self.database_url, self.log_path, self.log_start = database_url, log_path, 0
         self.prefix = variables.get("SCRIPT_NAME", "")
-        # As in production: what the tests run under must not leak in.
+        # The server must not inherit settings from the environment of the tests.
         variables = {
             "DATABASE_URL": database_url,
             "JOBS_TEST_RUN": RUN_ID,
@@ -427,8 +431,8 @@ class Server:
                 stdout=log,
             )
 
-    def wait_until_it_answers(self):
-        """Learn the port from the log, and wait for a first answer."""
+    def wait_until_it_responds(self):
+        """Read the port from the log, and wait for a first response."""
 
         def is_listening():
             assert self.process.poll() is None, self.log()
@@ -439,7 +443,7 @@ class Server:
         wait_until(lambda: self.get("/api/openapi.json").status)
 
     def get(self, path, headers=None, method="GET"):
-        """The answer on a connection of its own, with its ``body`` read."""
+        """Send a request on a new connection; return the response with its ``body``."""
         connection = HTTPConnection("127.0.0.1", self.port, timeout=TIMEOUT)
         with closing(connection):
             connection.request(method, path, headers=headers or {})
@@ -448,30 +452,30 @@ class Server:
             return response
 
     def connect(self):
-        """A connection of its own."""
+        """Return a new connection."""
         return socket.create_connection(("127.0.0.1", self.port), timeout=TIMEOUT)
 
     def send(self, request):
-        """All that the server answers to raw bytes, until it closes the connection."""
+        """Send raw bytes, and return what the server sends until it disconnects."""
         with self.connect() as connection:
             connection.sendall(request)
-            with suppress(OSError):  # where it has closed the connection already
+            with suppress(OSError):  # if the server has closed the connection already
                 connection.shutdown(socket.SHUT_WR)
             return b"".join(iter(lambda: connection.recv(65536), b""))
 
     def workers(self):
-        """The ids of the worker processes."""
+        """Return the ids of the worker processes."""
         pid = self.process.pid
         return [
             int(p) for p in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
         ]
 
     def log(self):
-        """What it has logged since its start, or since the start of the test."""
+        """Return the log since the start of the server or of the test."""
         return self.log_path.read_bytes()[self.log_start :].decode()
 
     def stop(self):
-        """End it as an operator does; it must go in good time."""
+        """Stop the server as an operator does; it must exit within 30 seconds."""
         self.process.terminate()
         try:
             self.process.wait(30)
@@ -481,10 +485,10 @@ class Server:
 
 @contextmanager
 def running_server(database_url, log_path, *options, **variables):
-    """A server that answers, and is stopped in the end."""
+    """Start a server, yield it when it responds, and stop it in the end."""
     server = Server(database_url, log_path, *options, **variables)
     try:
-        server.wait_until_it_answers()
+        server.wait_until_it_responds()
         yield server
     finally:
         server.stop()
@@ -492,7 +496,7 @@ def running_server(database_url, log_path, *options, **variables):
 
 @pytest.fixture
 def start_server(database_url, tmp_path):
-    """A function that starts a server, with gunicorn's options and with variables."""
+    """A function that starts a server with options and environment variables."""
     with ExitStack() as servers:
 
         def start(*options, **variables):
@@ -506,7 +510,7 @@ def start_server(database_url, tmp_path):
 
 @pytest.fixture(scope="session")
 def shared_server(request, tmp_path_factory, sqlite_tables):
-    """The server of all tests that are ``served`` with the same options."""
+    """The server of all tests that ``with_shared_server`` gives the same options."""
     folder = tmp_path_factory.mktemp("served")
     copyfile(sqlite_tables, folder / "jobs.db")
     url, log_path = f"sqlite:///{folder}/jobs.db", folder / "gunicorn.log"
@@ -518,7 +522,7 @@ def shared_server(request, tmp_path_factory, sqlite_tables):
 
 @pytest.fixture
 def server(shared_server, database_url):
-    """The server that tests share, each with a log of its own, and leave well."""
+    """The shared server with the log of this test, which must leave it healthy."""
     shared_server.log_start = shared_server.log_path.stat().st_size
     yield shared_server
     assert shared_server.get(f"{shared_server.prefix}/health_check").status == 200

@@ -203,7 +203,7 @@ def test_locked_sqlite_is_unavailable(make_app, app, seed, database_url):
 
 @pytest.fixture
 def start_import(database_url, tmp_path):
-    """A function that starts an import in a process of its own."""
+    """A function that starts an import in a new process."""
     processes = []
 
     def start(state, stdout=subprocess.PIPE):

@@ -1,4 +1,4 @@
-"""A Lightning database as it is, read by a role that can only SELECT what we map."""
+"""A Lightning database, read by a role that can only SELECT the mapped columns."""
 
 import pytest
 from conftest import ROOT
@@ -6,7 +6,7 @@ from sqlalchemy import make_url
 
 from database import db
 
-# All columns of the tables that the service reads, as Lightning has them.
+# These are all columns that Lightning has in the tables that the service reads.
 SCHEMA = """
 CREATE EXTENSION IF NOT EXISTS citext;
 CREATE TABLE schema_migrations (
@@ -64,7 +64,7 @@ CREATE INDEX ON jobs (workflow_id);
 CREATE UNIQUE INDEX ON jobs (lower(replace(name, '-', ' ')), workflow_id);
 """
 
-# What README.md tells an operator to grant.
+# An operator grants these permissions, as the documentation says.
 GRANTS = """
 GRANT USAGE ON SCHEMA public TO {role};
 GRANT SELECT (id, email, disabled, support_user) ON users TO {role};
@@ -77,7 +77,7 @@ GRANT SELECT (id, name, body, adaptor, workflow_id, inserted_at, updated_at)
     ON jobs TO {role};
 """
 
-# The last four hex digits tell them apart: 1 users, 2 projects, 3 workflows, 4 jobs.
+# The last digit of an id is its table: 1 users, 2 projects, 3 workflows, 4 jobs.
 DATA = """
 INSERT INTO users (id, email, hashed_password, role, disabled, support_user,
                    inserted_at, updated_at)
@@ -117,7 +117,7 @@ JOB, OPEN_JOB, GOING_JOB, DELETED_JOB = (
 
 @pytest.fixture
 def admin(execute, empty_schema):
-    """A function that may do anything in a database with Lightning's tables."""
+    """A function that runs statements as the owner of Lightning's tables."""
     execute(SCHEMA)
     execute(DATA)
     for email in ("member", "support", "disabled"):
@@ -133,7 +133,7 @@ def admin(execute, empty_schema):
 
 @pytest.fixture
 def reader_url(admin, postgresql_url):
-    """The database's URL for a role that can read the mapped columns alone."""
+    """The database's URL for a role that can only read the mapped columns."""
     role = f"reader_{make_url(postgresql_url).database}"
     admin(f"CREATE ROLE {role} LOGIN PASSWORD 'reader'")
     try:
@@ -158,7 +158,7 @@ def app(reader_url, make_app):
 
 @pytest.fixture
 def get(app):
-    """A function that sends a request with a token of Lightning's."""
+    """A function that sends a request with a token that Lightning created."""
     client = app.test_client()
     return lambda path, token: client.get(
         path, headers={"Authorization": f"Bearer {token}"}
@@ -173,7 +173,7 @@ def get(app):
         ("disabled", {JOB: 401, OPEN_JOB: 401, GOING_JOB: 401, DELETED_JOB: 401}),
     ],
 )
-def test_access_is_lightnings(get, user, statuses):
+def test_access_follows_the_rules_of_lightning(get, user, statuses):
     for job_id, status in statuses.items():
         assert get(f"/api/jobs/{job_id}", f"{user}.api").status_code == status
     listed = get("/api/jobs", f"{user}.api")
@@ -181,25 +181,26 @@ def test_access_is_lightnings(get, user, statuses):
     assert [job["id"] for job in listed.json.get("data", [])] == allowed
 
 
-def test_nulls_and_microseconds_are_given_as_they_are(get):
-    answer = get(f"/api/jobs/{JOB}", "member.api").json
-    assert answer["data"]["attributes"] == {
+def test_nulls_and_microseconds_are_returned_unchanged(get):
+    document = get(f"/api/jobs/{JOB}", "member.api").json
+    assert document["data"]["attributes"] == {
         "name": None,
         "adaptor": None,
         "body": None,
         "inserted_at": "2024-03-29T08:37:53.123456Z",
         "updated_at": "2024-03-29T08:37:53.100000Z",
     }
-    assert [entry["attributes"] for entry in answer["included"]] == [{"name": None}] * 2
+    names = [resource["attributes"] for resource in document["included"]]
+    assert names == [{"name": None}] * 2
 
 
 @pytest.mark.parametrize("context", ["session", "auth", "api:sha256"])
-def test_token_of_another_context_opens_nothing(get, context):
+def test_token_of_another_context_is_rejected(get, context):
     assert get("/api/jobs", f"member.{context}").status_code == 401
 
 
 def test_nothing_is_written(admin, make_app):
-    """Though the role may: not even when a token was last used."""
+    """Requests change no row, not even ``last_used_at``, as the owner of the tables."""
     tables = ["users", "user_tokens", "projects", "project_users", "workflows", "jobs"]
 
     def contents():
@@ -223,7 +224,7 @@ def test_connection_of_the_service_cannot_write(app):
 
 
 def test_statements_stay_prepared(get, app):
-    """From one request to the next; planning anew would cost more than running."""
+    """Requests share one prepared statement; planning takes longer than running it."""
     for _ in range(2):
         assert get("/api/jobs", "member.api").status_code == 200
     with app.app_context(), db.engine.connect() as connection:
@@ -233,8 +234,8 @@ def test_statements_stay_prepared(get, app):
         assert sum("FROM user_tokens" in statement for statement in prepared) == 1
 
 
-def test_column_that_changes_its_type_costs_one_answer(get, admin):
-    """Of each connection, since its statements were prepared for the old type."""
+def test_changed_type_of_a_column_fails_one_request(get, admin):
+    """Only the first request of a connection fails, on its old prepared statement."""
     assert get("/api/jobs", "member.api").status_code == 200
     admin("ALTER TABLE jobs ALTER COLUMN name TYPE text")
     statuses = [get("/api/jobs", "member.api").status_code for _ in range(3)]
@@ -250,14 +251,14 @@ def test_column_that_changes_its_type_costs_one_answer(get, admin):
         ["import-project", str(ROOT / "demo.json")],
     ],
 )
-def test_commands_that_write_refuse(make_app, args):
-    """Though the role may write, and whatever is asked for."""
+def test_write_commands_reject_the_database(make_app, args):
+    """A command that writes is an error, even as the owner of the tables."""
     result = make_app().test_cli_runner().invoke(args=args)
     assert (result.exit_code, result.stdout) == (1, "")
     assert "belongs to Lightning" in result.stderr
 
 
-def test_tokens_are_listed_without_the_sessions(app):
+def test_list_tokens_prints_no_sessions(app):
     result = app.test_cli_runner().invoke(args=["list-tokens", "MEMBER@example.org"])
     lines = [line.split("  ") for line in result.stdout.splitlines()]
     assert {(line[1], line[2]) for line in lines} == {
