@@ -170,8 +170,8 @@ def test_locked_file_blocks_no_other_requests(start_server, seed, database_url):
             load.wait_for(100)
             assert server.get("/api/openapi.json").status == 200
         other.execute("ROLLBACK")
-    assert {answer.status for answer in load.answers} == {503}
-    assert max(answer.seconds for answer in load.answers) < 20
+    assert {response.status for response in load.responses} == {503}
+    assert max(response.seconds for response in load.responses) < 20
     assert server.get("/api/jobs", seed.auth_header).status == 200
 
 

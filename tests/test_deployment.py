@@ -119,8 +119,8 @@ def test_services_behind_nginx_go_one_after_the_other(
         load.wait_for(50)
         stopped.stop()
         load.wait_for(50)
-    assert {answer.status for answer in load.answers} == {200}
-    assert load.cut == []
+    assert {response.status for response in load.responses} == {200}
+    assert load.disconnected == []
 
 
 [STRIPPED] = re.findall(r"proxy_pass (http://127.0.0.1:8000/\w+/);", README)
@@ -282,8 +282,8 @@ def test_role_needs_eight_connections_a_worker(
         execute(f"ALTER ROLE {role} CONNECTION LIMIT {limit}")
         with Load(server, ["/api/jobs"], seed.auth_header, clients=32) as load:
             load.wait_for(100)
-        assert {answer.status for answer in load.answers} == statuses
-        assert load.cut == []
+        assert {response.status for response in load.responses} == statuses
+        assert load.disconnected == []
         # Those that were refused count until they are gone.
         wait_until(
             lambda most=limit: execute(CONNECTIONS, [role]).fetchone()[0] <= most

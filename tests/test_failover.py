@@ -111,17 +111,17 @@ def test_either_host_can_stop(servers, auth_header, start_server):
             gone.stop()
             try:
                 recovered = time.monotonic() + 2
-                wait_until(lambda t=recovered: load.answers[-1].began > t)
+                wait_until(lambda t=recovered: load.responses[-1].began > t)
                 load.wait_for(50)
-                late += [one for one in load.answers if one.began > recovered]
+                late += [one for one in load.responses if one.began > recovered]
             finally:
                 gone.start()
-    assert load.cut == []
-    assert {answer.status for answer in load.answers} <= {200, 503}
-    assert {answer.status for answer in late} == {200}
-    right = {answer.body for answer in load.answers if answer.status == 200}
+    assert load.disconnected == []
+    assert {response.status for response in load.responses} <= {200, 503}
+    assert {response.status for response in late} == {200}
+    right = {response.body for response in load.responses if response.status == 200}
     assert right == {expected}
-    assert max(answer.seconds for answer in load.answers) < 5
+    assert max(response.seconds for response in load.responses) < 5
 
 
 def test_command_on_a_standby_prints_what_to_do(servers, make_app):

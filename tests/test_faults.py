@@ -153,9 +153,9 @@ def test_database_can_restart_under_load(server, seed, paths, forwarder):
         load.wait_for(50)
         forwarder.listen()
         load.wait_for(100)
-    assert {answer.status for answer in load.answers} <= {200, 503}
-    assert {answer.status for answer in load.answers[-50:]} == {200}
-    assert load.cut == []
+    assert {response.status for response in load.responses} <= {200, 503}
+    assert {response.status for response in load.responses[-50:]} == {200}
+    assert load.disconnected == []
     assert "Traceback" not in server.log()
 
 
@@ -169,11 +169,11 @@ def test_database_that_hangs_times_out(server, seed, paths, forwarder):
     forwarder.flows.clear()
     try:
         with Load(server, paths, seed.auth_header, clients=12) as load:
-            wait_until(lambda: len(load.answers) >= 12)
+            wait_until(lambda: len(load.responses) >= 12)
     finally:
         forwarder.flows.set()
-    assert {answer.status for answer in load.answers} == {503}
-    assert max(answer.seconds for answer in load.answers) < 15
+    assert {response.status for response in load.responses} == {503}
+    assert max(response.seconds for response in load.responses) < 15
     for _ in range(3):
         assert [server.get(path, seed.auth_header).body for path in paths] == expected
     assert "No answer within" in server.log() and "Traceback" not in server.log()
@@ -362,10 +362,10 @@ def test_readers_see_one_state_while_imports_write(
                 # These are more responses than clients, so some requests began
                 # after the import.
                 load.wait_for(10)
-    assert load.cut == []
-    assert {answer.status for answer in load.answers} == {200}
+    assert load.disconnected == []
+    assert {response.status for response in load.responses} == {200}
     sizes = set()
-    for one in load.answers:
+    for one in load.responses:
         answer = json.loads(one.body)
         meta, count = answer["meta"], len(answer["data"])
         sizes.add((meta["page_size"], meta["total_entries"], count))

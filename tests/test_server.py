@@ -12,7 +12,7 @@ from typing import NamedTuple
 from conftest import TIMEOUT, sqlite_only, wait_until, with_shared_server
 
 
-class Answer(NamedTuple):
+class TimedResponse(NamedTuple):
     """What a client got, when it asked, and how long it waited."""
 
     status: int
@@ -31,7 +31,7 @@ class Load:
     def __init__(self, server, paths, headers, clients=4, pause=0.05):
         self.server, self.paths, self.headers = server, paths, headers
         self.pause = pause
-        self.answers, self.cut = [], []
+        self.responses, self.disconnected = [], []
         self.stopped = threading.Event()
         self.threads = [threading.Thread(target=self.run) for _ in range(clients)]
 
@@ -50,27 +50,27 @@ class Load:
             for path in self.paths:
                 began = time.monotonic()
                 try:
-                    response = self.server.get(path, self.headers)
+                    got = self.server.get(path, self.headers)
                 except (OSError, HTTPException) as error:
-                    self.cut.append(error)
+                    self.disconnected.append(error)
                 else:
                     seconds = time.monotonic() - began
-                    answer = Answer(response.status, response.body, began, seconds)
-                    self.answers.append(answer)
+                    response = TimedResponse(got.status, got.body, began, seconds)
+                    self.responses.append(response)
                 self.stopped.wait(self.pause)
 
     def wait_for(self, count):
         """Return when so many more answers have come."""
-        count += len(self.answers)
-        wait_until(lambda: len(self.answers) >= count)
+        count += len(self.responses)
+        wait_until(lambda: len(self.responses) >= count)
 
 
 def assert_that_two_workers_serve(server, paths, headers):
     """Several clients at once, and nobody is cut off."""
     with Load(server, paths, headers, clients=8) as load:
         load.wait_for(100)
-    assert {answer.status for answer in load.answers} == {200}
-    assert load.cut == []
+    assert {response.status for response in load.responses} == {200}
+    assert load.disconnected == []
     wait_until(lambda: len(server.workers()) == 2)
 
 
@@ -91,8 +91,8 @@ def test_killed_worker_is_replaced(server, seed, paths):
             wait_until(lambda victim=victim: victim not in server.workers())
             wait_until(lambda: len(server.workers()) == 2)
         load.wait_for(50)
-    assert {answer.status for answer in load.answers} == {200}
-    assert len(load.cut) <= 2 * 4
+    assert {response.status for response in load.responses} == {200}
+    assert len(load.disconnected) <= 2 * 4
 
 
 def status_of(answer):
