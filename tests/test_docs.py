@@ -1,4 +1,4 @@
-"""The description as a page, in a real browser."""
+"""Open the Swagger UI page in a real browser."""
 
 import json
 import os
@@ -14,14 +14,14 @@ from selenium.webdriver.support.wait import WebDriverWait
 
 @pytest.fixture
 def browser(tmp_path):
-    """Chromium, which keeps what it asked for and what its console said."""
+    """Chromium, with a log of its requests and of its console."""
     chromium, driver = which("chromium"), which("chromedriver")
     if not (chromium and driver):
         assert not os.environ.get("CI"), "CI must have Chromium and its driver"
         pytest.skip("needs chromium and chromedriver in PATH")
     options = ChromeOptions()
     options.binary_location = chromium
-    # Its sandbox refuses root, who runs the tests in many a container.
+    # Chromium's sandbox does not start as root, which runs the tests in containers.
     for argument in ("headless", "no-sandbox", "disable-dev-shm-usage"):
         options.add_argument(f"--{argument}")
     options.add_argument("--window-size=1200,1600")
@@ -33,7 +33,7 @@ def browser(tmp_path):
 
 
 def requested_urls(browser):
-    """All URLs that the page has asked for."""
+    """Yield all URLs that the page has requested."""
     for entry in browser.get_log("performance"):
         message = json.loads(entry["message"])["message"]
         if message["method"] == "Network.requestWillBeSent":
@@ -41,8 +41,8 @@ def requested_urls(browser):
 
 
 @with_shared_server()
-def test_person_reads_the_demo_s_jobs_on_the_page(server, run_flask, browser):
-    """With nothing from elsewhere, and no error in the console."""
+def test_page_shows_the_demo_s_jobs(server, run_flask, browser):
+    """The page loads nothing from other hosts, and the console has no error."""
     token = run_flask("demo").split()[1]
     root = f"http://127.0.0.1:{server.port}"
 
@@ -58,8 +58,8 @@ def test_person_reads_the_demo_s_jobs_on_the_page(server, run_flask, browser):
     element("#operations-jobs-list_jobs .opblock-summary-control").click()
     element("#operations-jobs-list_jobs .try-out__btn").click()
     element("#operations-jobs-list_jobs .execute").click()
-    answer = element(".live-responses-table .response-col_description code").text
-    names = [job["attributes"]["name"] for job in json.loads(answer)["data"]]
+    response = element(".live-responses-table .response-col_description code").text
+    names = [job["attributes"]["name"] for job in json.loads(response)["data"]]
     assert names == ["Read visits", "Keep new patients", "Register"]
     urls = set(requested_urls(browser))
     assert f"{root}/api/jobs?page=1&page_size=10" in urls
@@ -68,7 +68,7 @@ def test_person_reads_the_demo_s_jobs_on_the_page(server, run_flask, browser):
 
 
 @sqlite_only
-def test_page_is_at_its_address_with_a_slash_or_without(client):
+def test_page_is_served_with_and_without_a_trailing_slash(client):
     for path in ("/api/docs", "/api/docs/"):
         response = client.get(path)
         assert (response.status_code, response.mimetype) == (200, "text/html")
@@ -76,7 +76,7 @@ def test_page_is_at_its_address_with_a_slash_or_without(client):
 
 
 @sqlite_only
-def test_unknown_path_is_told_where_the_page_is(client):
+def test_404_of_an_unknown_path_names_the_page(client):
     for path in ("/", "/api", "/nothing", "/api/docs/nothing.js"):
         [error] = client.get(path).json["errors"]
         assert "/api/docs" in error["detail"]

@@ -1,4 +1,4 @@
-"""The OpenAPI document, held against the service."""
+"""Compare the OpenAPI document with what the service does."""
 
 import re
 from collections import defaultdict
@@ -18,26 +18,26 @@ pytestmark = sqlite_only
 
 OPEN_ROUTES = ("health_check", "show_openapi")
 
-# Fixed, as the demo's ids are: each run sends the same requests, but for the token.
+# These ids are fixed, so that each run sends the same requests except for the token.
 UNKNOWN_ID, FOREIGN_PROJECT_ID, FOREIGN_JOB_ID = [str(UUID(int=n)) for n in range(3)]
 
 
 @pytest.fixture
 def document(app_without_tables):
-    """The document as the service gives it."""
+    """The document as the service returns it."""
     return app_without_tables.test_client().get("/api/openapi.json").json
 
 
 @pytest.fixture
 def demo(run_flask):
-    """The credentials of the demo's user, with the demo's data in the database."""
+    """The request headers of the demo user, whose project is in the database."""
     token = re.match("Token: (.+)", run_flask("demo"))[1]
     return {"Authorization": f"Bearer {token}"}
 
 
 @pytest.fixture
 def url(app, caplog):
-    """Where the service listens while a test runs."""
+    """The URL of the service, which listens while the test runs."""
     caplog.set_level("ERROR", "werkzeug")
     server = make_server("127.0.0.1", 0, app)
     with server, ThreadPoolExecutor() as pool:
@@ -48,10 +48,11 @@ def url(app, caplog):
 
 @pytest.fixture
 def explore(document, url, demo, new_state, import_state):
-    """A function that gives the statuses by operation that schemathesis reaches.
+    """A function that returns the statuses that schemathesis gets from each operation.
 
-    All its checks are on, and what fails one fails the test. Over HTTP, since in
-    process its check of ignored tokens raises a TypeError (4.32).
+    All checks of schemathesis are on, and the test fails if one of them does. The
+    requests go over HTTP, because schemathesis 4.32 raises a TypeError when it checks
+    for ignored tokens in process.
     """
     foreign = new_state(1, id=FOREIGN_PROJECT_ID)
     foreign["workflows"][0]["jobs"][0]["id"] = FOREIGN_JOB_ID
@@ -83,12 +84,12 @@ def explore(document, url, demo, new_state, import_state):
                 },
             }
         )
-        # Not loaded from its URL, or schemathesis would pass over that route.
+        # If schemathesis loaded the document by its URL, it would not test that route.
         schema = schemathesis.openapi.from_dict(document, config=config)
-        statuses, faults = defaultdict(set), []
+        statuses, failures = defaultdict(set), []
         for event in from_schema(schema).execute():
             if isinstance(event, events.NonFatalError | events.FatalError):
-                faults.append(event)
+                failures.append(event)
             if not isinstance(event, events.ScenarioFinished):
                 continue
             for case_id, sent in event.recorder.interactions.items():
@@ -97,15 +98,15 @@ def explore(document, url, demo, new_state, import_state):
                     statuses[operation["operationId"]].add(sent.response.status_code)
             for check in sum(event.recorder.checks.values(), []):
                 if found := check.failure_info:
-                    faults.append(f"{found.failure}\n{found.code_sample}")
-        assert not faults, "\n\n".join(map(str, faults))
+                    failures.append(f"{found.failure}\n{found.code_sample}")
+        assert not failures, "\n\n".join(map(str, failures))
         return statuses
 
     return run
 
 
 def documented(document):
-    """The statuses of each operation in the document, but those of failures."""
+    """Return the statuses of each operation in the document, except 500 and 503."""
     operations = [item["get"] for item in document["paths"].values()]
     return {
         get["operationId"]: {*map(int, get["responses"])} - {500, 503}
@@ -113,13 +114,13 @@ def documented(document):
     }
 
 
-def test_members_get_every_answer_that_is_documented(document, explore, demo):
-    """But failures, and what a malformed host gets."""
+def test_members_get_every_documented_status(document, explore, demo):
+    """Except 500 and 503, and the 400 of the open routes for a malformed host."""
     expected = documented(document) | dict.fromkeys(OPEN_ROUTES, {200})
     assert explore(demo, examples=20, scenarios=10) == expected
 
 
-def test_strangers_get_the_open_routes_alone(document, explore):
+def test_requests_without_a_token_reach_only_the_open_routes(document, explore):
     expected = dict.fromkeys(documented(document), {401})
     expected |= dict.fromkeys(OPEN_ROUTES, {200})
     assert explore({}, examples=5, scenarios=1) == expected
@@ -137,20 +138,20 @@ def test_failures_are_as_documented(app_without_tables, headers, statuses):
     for path in schema:
         case = schema[path]["GET"].Case(path_parameters=ids)
         response = case.call(headers=headers)
-        # The one that is off takes every 503 for a fault.
+        # This check is off because it rejects every 5xx, and the 503 is expected.
         case.validate_response(response, excluded_checks=[not_a_server_error])
         reached.add(response.status_code)
     assert reached == statuses
 
 
-def test_faults_of_the_service_are_as_documented(make_app, document):
+def test_internal_server_errors_are_as_documented(make_app, document):
     app = make_app()
     app.before_request(lambda: 1 / 0)
     schema = schemathesis.openapi.from_dict(document)
     ids = dict.fromkeys(("project_id", "job_id"), UNKNOWN_ID)
     for path in schema:
         case = schema[path]["GET"].Case(path_parameters=ids)
-        # Not by case.call(), which raises what the service catches.
+        # case.call() would raise the exception that the service turns into a 500.
         response = app.test_client().get(case.formatted_path)
         case.validate_response(response, excluded_checks=[not_a_server_error])
         assert response.status_code == 500
@@ -161,7 +162,7 @@ def test_document_is_valid(document):
 
 
 def test_document_has_the_routes_of_the_application(app, document):
-    """But the page for people, which is no operation."""
+    """Except those of the Swagger UI page, which are not part of the API."""
     described = {
         (path, method.upper(), operation["operationId"])
         for path, item in document["paths"].items()
@@ -184,7 +185,7 @@ def test_document_has_the_configured_page_size(make_app, maximum, default):
 
 
 def examples(node):
-    """The schema and the example of whatever in the node has both."""
+    """Yield the schema and the example of each object in the node that has both."""
     if isinstance(node, dict):
         if "schema" in node and "example" in node:
             yield node["schema"], node["example"]
@@ -194,57 +195,70 @@ def examples(node):
             yield from examples(child)
 
 
-def test_examples_are_of_their_schema(document):
+def test_examples_match_their_schemas(document):
     components = {"components": document["components"]}
     for schema, example in examples(document):
         jsonschema_rs.validate(components | schema, example, validate_formats=True)
 
 
-def test_examples_are_what_the_service_answers(document, client, demo):
-    responses = document["components"]["responses"]
-    contents = [responses[name]["content"] for name in ("JobList", "Job")]
+def test_examples_are_real_responses(document, client, demo):
+    described = document["components"]["responses"]
+    contents = [described[name]["content"] for name in ("JobList", "Job")]
     documents = [content["application/json"]["example"] for content in contents]
-    answers = [client.get(d["links"]["self"], headers=demo) for d in documents]
-    assert [answer.json for answer in answers] == documents
+    responses = [client.get(d["links"]["self"], headers=demo) for d in documents]
+    assert [response.json for response in responses] == documents
     link = document["components"]["headers"]["Link"]["example"]
-    assert answers[0].headers["Link"] == link
+    assert responses[0].headers["Link"] == link
 
 
 def at(document, reference):
-    """What a JSON pointer behind a # names in the document."""
+    """Return what the JSON pointer after the # refers to in the document."""
     for key in reference.partition("#/")[2].split("/"):
         document = document[int(key) if isinstance(document, list) else key]
     return document
 
 
+def parameters(document, path):
+    """Return the parameters of the operation at the path, by location and name."""
+    found = {"path": {}, "query": {}, "header": {}}
+    for parameter in document["paths"][path]["get"].get("parameters", ()):
+        if "$ref" in parameter:
+            parameter = at(document, parameter["$ref"])
+        found[parameter["in"]][parameter["name"]] = parameter
+    return found
+
+
+def example_values(parameters):
+    """Return the example or else the default of each parameter that has one."""
+    values = {
+        name: parameter.get("example", parameter["schema"].get("default"))
+        for name, parameter in parameters.items()
+    }
+    return {name: value for name, value in values.items() if value is not None}
+
+
 def test_examples_and_defaults_of_parameters_show_the_demo(document, client, demo):
-    """So a page for people that fills them in has answers to show."""
-    answers = {}
-    for path, item in document["paths"].items():
-        given = {"path": {}, "query": {}, "header": {}}
-        for parameter in item["get"].get("parameters", ()):
-            if "$ref" in parameter:
-                parameter = at(document, parameter["$ref"])
-            value = parameter.get("example", parameter["schema"].get("default"))
-            if value is not None:
-                given[parameter["in"]][parameter["name"]] = value
-        answers[path] = client.get(
+    """So the Swagger UI page, which fills them in, has responses to show."""
+    responses = {}
+    for path in document["paths"]:
+        given = {k: example_values(v) for k, v in parameters(document, path).items()}
+        responses[path] = client.get(
             path.format(**given["path"]),
             query_string=given["query"],
             headers=demo | given["header"],
         )
-    assert {path: answer.status_code for path, answer in answers.items()} == (
+    assert {path: response.status_code for path, response in responses.items()} == (
         dict.fromkeys(document["paths"], 200)
     )
-    assert len(answers["/api/jobs"].json["data"]) == 3
+    assert len(responses["/api/jobs"].json["data"]) == 3
 
 
-def test_links_lead_to_answers(document, client, seed):
+def test_links_lead_to_responses(document, client, seed):
     paths = {item["get"]["operationId"]: p for p, item in document["paths"].items()}
     responses = document["components"]["responses"]
     for name, path in ("JobList", "/api/jobs"), ("Job", f"/api/jobs/{seed.job_ids[0]}"):
-        answer = client.get(path, headers=seed.auth_header).json
+        response = client.get(path, headers=seed.auth_header).json
         for link in responses[name]["links"].values():
-            ids = {n: at(answer, value) for n, value in link["parameters"].items()}
+            ids = {n: at(response, value) for n, value in link["parameters"].items()}
             linked = paths[link["operationId"]].format(**ids)
             assert client.get(linked, headers=seed.auth_header).status_code == 200
