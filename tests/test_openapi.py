@@ -161,6 +161,24 @@ def test_document_is_valid(document):
     schemathesis.openapi.from_dict(document).validate()
 
 
+def array_schemas(node):
+    """Yield each schema in the node that is one of an array."""
+    if isinstance(node, dict):
+        if node.get("type") == "array":
+            yield node
+        node = list(node.values())
+    if isinstance(node, list):
+        for child in node:
+            yield from array_schemas(child)
+
+
+def test_every_array_has_items(document):
+    """Generators of Python clients leave out a schema with an array without items."""
+    arrays = list(array_schemas(document))
+    assert arrays
+    assert [schema for schema in arrays if "items" not in schema] == []
+
+
 def test_document_has_the_routes_of_the_application(app, document):
     """Except those of the Swagger UI page, which are not part of the API."""
     described = {
