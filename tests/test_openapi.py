@@ -14,6 +14,8 @@ from schemathesis.config import SchemathesisConfig
 from schemathesis.engine import events, from_schema
 from werkzeug.serving import make_server
 
+from schemas import query_params_schema
+
 pytestmark = sqlite_only
 
 OPEN_ROUTES = ("health_check", "show_openapi")
@@ -269,6 +271,27 @@ def test_examples_and_defaults_of_parameters_show_the_demo(document, client, dem
         dict.fromkeys(document["paths"], 200)
     )
     assert len(responses["/api/jobs"].json["data"]) == 3
+
+
+def test_views_accept_exactly_the_query_parameters_that_are_described(
+    document, client, demo
+):
+    """A view rejects what it does not accept as it rejects an unknown name."""
+    every_name = {*query_params_schema(100, only=None).fields}
+    for path in document["paths"]:
+        described = parameters(document, path)
+        url = path.format(**example_values(described["path"]))
+
+        def text(name, url=url):
+            return client.get(url, query_string={name: ""}, headers=demo).text
+
+        rejection = text("no-such-name")
+        accepted = {
+            name
+            for name in every_name | {*described["query"]}
+            if text(name) != rejection.replace("no-such-name", name)
+        }
+        assert (path, accepted) == (path, {*described["query"]})
 
 
 def test_links_lead_to_responses(document, client, seed):
