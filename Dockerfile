@@ -4,7 +4,7 @@ COPY requirements.txt ./
 RUN pip install --no-cache-dir -r requirements.txt
 COPY *.py *.json *.html ./
 RUN useradd --uid 1000 jobs && install --directory --owner jobs instance
-# By number, or Kubernetes cannot tell that it is not root.
+# Kubernetes (runAsNonRoot) can verify that the user is not root only if it is a number.
 USER 1000
 VOLUME /srv/jobs/instance
 EXPOSE 8000
