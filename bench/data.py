@@ -1,4 +1,4 @@
-"""The database that is measured: made once, the same each time, and kept."""
+"""Create the databases and the files that are measured; each is always the same."""
 
 import json
 import os
@@ -36,19 +36,19 @@ from models import (
 ROOT = Path(__file__).resolve().parent.parent
 CACHE = ROOT / ".bench"
 MIN_JOBS = 200
-# To be raised whenever the rows change, so that no old ones are measured.
+# Increase this number when the rows change, so that no old database is measured.
 VERSION = 2
 LINE = "fn(state => ({ ...state, data: state.data.map(row => row.id) }));\n"
 BODY, LARGE_BODY = (LINE * 10_000)[:600], (LINE * 10_000)[:500_000]
 
 
 def make_id(kind: str, name: int | str) -> str:
-    """An id that is spread like a random one and can be made again."""
+    """Return a UUID that looks random, always the same for a kind and a name."""
     return str(UUID(bytes=md5(f"{kind} {name}".encode()).digest(), version=4))
 
 
 def bearer(user: str) -> str:
-    """The Authorization header of a user: small, all, or two."""
+    """Return the Authorization header of a user: small, all, or two."""
     return f"Bearer bench-token-of-the-user-{user}"
 
 
@@ -57,12 +57,13 @@ LARGE_PROJECT, LARGE_JOB = make_id("project", -1), make_id("job", -1)
 
 
 def prepare(database: str, jobs: int) -> str:
-    """The URL of a database with so many jobs, which is made where it is missing."""
+    """Return the URL of a database with so many jobs; create it if it is missing."""
     if jobs < MIN_JOBS:
         raise SystemExit(f"--jobs must be {MIN_JOBS} or more.")
     CACHE.mkdir(exist_ok=True)
-    server = server_of(database)
-    # A change of the tables must not be measured with the tables of before.
+    server = server_url(database)
+    # A checksum of the tables is part of the name, so that a change of the tables leads
+    # to a new database.
     dialect = server.get_dialect()()
     tables = db.metadata.sorted_tables
     indexes = sorted((i for t in tables for i in t.indexes), key=lambda i: i.name)
@@ -93,13 +94,13 @@ def prepare(database: str, jobs: int) -> str:
 
 @contextmanager
 def new_database(database: str) -> Iterator[str]:
-    """The URL of an empty database, which is gone after the block."""
+    """Create an empty database, yield its URL, and delete it after the block."""
     if database == "sqlite":
         CACHE.mkdir(exist_ok=True)
         with TemporaryDirectory(dir=CACHE) as folder:
             yield f"sqlite:///{folder}/jobs.db"
         return
-    server, name = server_of(database), f"jobs_bench_new_{os.getpid()}"
+    server, name = server_url(database), f"jobs_bench_new_{os.getpid()}"
     with connect(server) as connection:
         connection.execute(f"CREATE DATABASE {name}")
         try:
@@ -108,8 +109,8 @@ def new_database(database: str) -> Iterator[str]:
             connection.execute(f"DROP DATABASE {name} WITH (FORCE)")
 
 
-def server_of(database: str) -> URL:
-    """The URL of SQLite, or of a PostgreSQL server with a database to connect to."""
+def server_url(database: str) -> URL:
+    """Return the URL of SQLite, or of a PostgreSQL server and one of its databases."""
     if database == "sqlite":
         return make_url("sqlite://")
     url = make_url(database).set(drivername="postgresql")
@@ -117,30 +118,31 @@ def server_of(database: str) -> URL:
 
 
 def connect(url: URL) -> psycopg.Connection:
-    """A connection to PostgreSQL that is in no transaction."""
+    """Connect to PostgreSQL in autocommit mode."""
     return psycopg.connect(url.render_as_string(hide_password=False), autocommit=True)
 
 
 def fill(projects: int) -> None:
-    """Create the tables, projects of 20 jobs, and number -1, whose bodies are large."""
+    """Create the tables, projects of 20 jobs, and project -1 with large bodies."""
     if db.engine.dialect.name == "sqlite":
         db.session.execute(text("PRAGMA cache_size = -1000000"))
     db.metadata.create_all(db.session.connection())
     numbers = range(-1, projects)
     rows = ({"id": make_id("project", n), "name": f"Project {n}"} for n in numbers)
-    put(Project, rows)
+    insert_rows(Project, rows)
     members = {"small": range(10), "all": numbers, "two": (-1, 0)}
-    # Without these, PostgreSQL would plan for users with thousands of projects.
+    # These users have 10 projects each. Without them, PostgreSQL would choose plans for
+    # users with thousands of projects.
     for user in range(1000):
         members[f"other-{user}"] = [(user * 10 + n) % projects for n in range(10)]
     for user, numbers in members.items():
         owned = {"user_id": make_id("user", user)}
         digest = sha256(bearer(user).removeprefix("Bearer ").encode()).digest()
-        put(User, [{"id": owned["user_id"], "email": f"{user}@example.org"}])
-        put(UserToken, [owned | {"token": digest, "context": HASHED_API_TOKEN}])
+        insert_rows(User, [{"id": owned["user_id"], "email": f"{user}@example.org"}])
+        insert_rows(UserToken, [owned | {"token": digest, "context": HASHED_API_TOKEN}])
         member = owned | {"role": "viewer"}
         rows = (member | {"project_id": make_id("project", n)} for n in numbers)
-        put(ProjectUser, rows)
+        insert_rows(ProjectUser, rows)
     rows = (
         {
             "id": make_id("workflow", n),
@@ -149,13 +151,13 @@ def fill(projects: int) -> None:
         }
         for n in range(-5, projects * 5)
     )
-    put(Workflow, rows)
-    put(Job, (make_job(n) for n in range(-20, projects * 20)))
+    insert_rows(Workflow, rows)
+    insert_rows(Job, (make_job(n) for n in range(-20, projects * 20)))
 
 
 def make_job(number: int) -> dict[str, Any]:
-    """The row of a job, of which four make a workflow."""
-    # Spread, so that the order of time is not that of insertion.
+    """Return the row of a job; each workflow has four jobs."""
+    # The times are random, so that jobs are not inserted in the order of a list.
     time = datetime(2024, 1, 1) + timedelta(days=200) * Random(number).random()
     return {
         "id": make_id("job", number),
@@ -167,15 +169,15 @@ def make_job(number: int) -> dict[str, Any]:
     }
 
 
-def put(model: type, rows: Iterable[dict[str, Any]]) -> None:
-    """Insert rows, some thousands at a time."""
+def insert_rows(model: type, rows: Iterable[dict[str, Any]]) -> None:
+    """Insert rows in batches of 5,000."""
     rows = iter(rows)
     while batch := list(islice(rows, 5000)):
         db.session.execute(insert(model.__table__), batch)
 
 
 def state_file(jobs: int) -> bytes:
-    """The state file of a project with so many jobs, of which four make a workflow."""
+    """Return the state file of a project with so many jobs, four per workflow."""
     project = {"id": make_id("project", 0), "name": "Project 0", "workflows": {}}
     for number in range(0, jobs, 4):
         project["workflows"][f"workflow-{number // 4}"] = {
@@ -192,3 +194,19 @@ def state_file(jobs: int) -> bytes:
             },
         }
     return json.dumps(project).encode()
+
+
+def project_file(jobs: int) -> bytes:
+    """Return the project of ``state_file`` as a project file in YAML."""
+    lines = ["id: project-0", "name: Project 0", "schema_version: '4.0'"]
+    lines += ["openfn:", f"  uuid: {make_id('project', 0)}", "workflows:"]
+    for number in range(jobs):
+        if number % 4 == 0:
+            lines += [f"  - name: Workflow {number // 4}", "    openfn:"]
+            lines += [f"      uuid: {make_id('workflow', number // 4)}", "    steps:"]
+        lines += [f"      - name: Job {number}", "        openfn:"]
+        lines += [f"          uuid: {make_id('job', number)}"]
+        lines += ["        adaptor: '@openfn/language-common@latest'"]
+        lines += ["        expression: |-"]
+        lines += [f"          {line}" for line in BODY.splitlines()]
+    return "\n".join(lines).encode()

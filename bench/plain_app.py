@@ -1,4 +1,4 @@
-"""A plain Flask app that lists the small user's jobs, and checks nothing."""
+"""A plain Flask app that lists the jobs of one user and checks nothing."""
 
 import os
 from typing import Any
@@ -7,7 +7,7 @@ from flask import Flask
 from marshmallow import Schema, fields
 from sqlalchemy import DateTime, create_engine, text
 
-# The list of all of a user's projects, as one would type it.
+# This is the query for a user's jobs as a programmer would write it first.
 JOIN = """
     FROM jobs
     JOIN workflows ON workflows.id = workflow_id
@@ -37,9 +37,10 @@ class JobSchema(Schema):
 
 
 def create_app() -> Flask:
-    """The app, on the database of the environment."""
+    """Create the app, which reads the database that DATABASE_URL names."""
     app, schema = Flask(__name__), JobSchema(many=True)
-    # The service's: by default 32 clients would connect again and again.
+    # These are the service's pool settings. With SQLAlchemy's defaults, 32 clients
+    # would open and close overflow connections all the time.
     pool = {"isolation_level": "AUTOCOMMIT", "pool_size": 8, "max_overflow": 0}
     engine = create_engine(os.environ["DATABASE_URL"], **pool)
     count = text(COUNT)
@@ -47,7 +48,7 @@ def create_app() -> Flask:
 
     @app.get("/api/jobs")
     def list_jobs() -> dict[str, Any]:
-        """The first page and the total, as Flask itself makes JSON of them."""
+        """Return the first page and the total, which Flask encodes as JSON."""
         values = {"email": "small@example.org"}
         with engine.connect() as connection:
             total = connection.scalar(count, values)

@@ -1,4 +1,4 @@
-"""Servers of gunicorn on 127.0.0.1, and single requests to them."""
+"""Start gunicorn on 127.0.0.1, send single requests, and read memory sizes."""
 
 import os
 import signal
@@ -16,7 +16,7 @@ from data import CACHE, ROOT
 
 
 class Server(NamedTuple):
-    """A gunicorn that runs: its master's process id and its port."""
+    """A running gunicorn: the process id of its master, and its port."""
 
     pid: int
     port: int
@@ -26,8 +26,8 @@ class Server(NamedTuple):
 def gunicorn(
     app: str, *options: str, folder: Path = ROOT, **environment: str
 ) -> Iterator[Server]:
-    """Two workers that serve the app from its folder, until the block is left."""
-    # So that a terminated benchmark ends its servers too.
+    """Serve the app from its folder with two workers until the block is left."""
+    # SIGTERM raises SystemExit here, so that the finally block stops the server.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
@@ -41,7 +41,7 @@ def gunicorn(
             command, cwd=folder, env=environment, stdout=output, stderr=output
         )
     try:
-        wait(process, port, log)
+        wait_for_response(process, port, log)
         yield Server(process.pid, port)
     finally:
         process.terminate()
@@ -52,13 +52,13 @@ def gunicorn(
             process.wait()
 
 
-def wait(process: subprocess.Popen, port: int, log: Path) -> None:
-    """Return as soon as the server answers anything; SystemExit when it does not."""
+def wait_for_response(process: subprocess.Popen, port: int, log: Path) -> None:
+    """Wait for the first response of the server; raise SystemExit if none comes."""
     for _ in range(2000):
         if process.poll() is not None:
             break
         try:
-            ask(port, "/")
+            request(port, "/")
         except OSError:
             time.sleep(0.01)
         else:
@@ -66,10 +66,10 @@ def wait(process: subprocess.Popen, port: int, log: Path) -> None:
     raise SystemExit(f"gunicorn did not start:\n{log.read_text().strip()}")
 
 
-def ask(
+def request(
     port: int, path: str, method: str = "GET", **headers: str
 ) -> tuple[HTTPResponse, bytes]:
-    """The answer and its body, over a connection of its own."""
+    """Send one request on a new connection; return the response and its body."""
     connection = HTTPConnection("127.0.0.1", port, timeout=30)
     try:
         connection.request(method, path, headers={"Connection": "close"} | headers)
@@ -79,12 +79,14 @@ def ask(
         connection.close()
 
 
-def memory(server: Server) -> dict[int, float]:
-    """The proportional set size of each worker in MB, by its process id."""
+def worker_memory(server: Server) -> dict[int, float]:
+    """Return the proportional set size of each worker in MB, by its process id."""
     children = Path(f"/proc/{server.pid}/task/{server.pid}/children").read_text()
-    sizes = {}
-    for pid in map(int, children.split()):
-        lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
-        line = next(line for line in lines if line.startswith("Pss:"))
-        sizes[pid] = int(line.split()[1]) / 1024
-    return sizes
+    return {pid: process_memory(pid) for pid in map(int, children.split())}
+
+
+def process_memory(pid: int) -> float:
+    """Return the proportional set size of a process in MB."""
+    lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+    line = next(line for line in lines if line.startswith("Pss:"))
+    return int(line.split()[1]) / 1024

@@ -1,4 +1,4 @@
-"""Ask the service for everything, at full load, and count what goes wrong."""
+"""Send every kind of request at full load, and count the wrong responses."""
 
 import argparse
 import json
@@ -12,14 +12,14 @@ from time import monotonic
 from typing import NamedTuple
 
 from data import JOB, LARGE_JOB, LARGE_PROJECT, PROJECT, bearer, make_id, prepare
-from servers import Server, ask, gunicorn, memory
+from servers import Server, gunicorn, request, worker_memory
 
 CLIENTS = 16
 UNKNOWN = make_id("unknown", 0)
 
 
-class Request(NamedTuple):
-    """A request and the status that its answer must have."""
+class Expected(NamedTuple):
+    """A request and the status that its response must have."""
 
     status: int
     path: str
@@ -27,24 +27,24 @@ class Request(NamedTuple):
     headers: dict[str, str] = {}
 
 
-def requests(server: Server) -> list[Request]:
-    """One request for each route, page and fault that is asked for."""
+def expected_requests(server: Server) -> list[Expected]:
+    """Return a request for each route, each kind of page and each kind of error."""
     small, everything, two = (
         {"Authorization": bearer(user)} for user in ("small", "all", "two")
     )
     project, job = f"/api/projects/{PROJECT}/jobs", f"/api/jobs/{JOB}"
-    _, body = ask(server.port, "/api/jobs", **everything)
+    _, body = request(server.port, "/api/jobs", **everything)
     last = json.loads(body)["meta"]["total_pages"]
     wanted = [
-        Request(200, "/health_check"),
-        Request(200, "/api/openapi.json"),
-        Request(200, "/api/jobs", "GET", everything),
-        Request(200, f"/api/jobs?page={last}", "GET", everything),
-        Request(200, f"/api/jobs/{LARGE_JOB}", "GET", two),
-        Request(200, f"/api/jobs?project_id={LARGE_PROJECT}", "GET", two),
-        Request(401, "/api/jobs"),
-        Request(401, job, "GET", {"Authorization": "Bearer wrong"}),
-        Request(404, "/nowhere"),
+        Expected(200, "/health_check"),
+        Expected(200, "/api/openapi.json"),
+        Expected(200, "/api/jobs", "GET", everything),
+        Expected(200, f"/api/jobs?page={last}", "GET", everything),
+        Expected(200, f"/api/jobs/{LARGE_JOB}", "GET", two),
+        Expected(200, f"/api/jobs?project_id={LARGE_PROJECT}", "GET", two),
+        Expected(401, "/api/jobs"),
+        Expected(401, job, "GET", {"Authorization": "Bearer wrong"}),
+        Expected(404, "/nowhere"),
     ]
     for status, path in (
         (200, "/api/jobs"),
@@ -64,29 +64,29 @@ def requests(server: Server) -> list[Request]:
         (404, f"/api/jobs/{UNKNOWN}"),
         (404, f"/api/projects/{UNKNOWN}/jobs"),
     ):
-        wanted.append(Request(status, path, "GET", small))
+        wanted.append(Expected(status, path, "GET", small))
     for path in ("/api/jobs", project, job):
-        response, _ = ask(server.port, path, **small)
+        response, _ = request(server.port, path, **small)
         tag = {"If-None-Match": response.headers["ETag"]}
-        wanted.append(Request(304, path, "GET", small | tag))
-        wanted.append(Request(200, path, "HEAD", small))
-        wanted.append(Request(405, path, "POST", small))
+        wanted.append(Expected(304, path, "GET", small | tag))
+        wanted.append(Expected(200, path, "HEAD", small))
+        wanted.append(Expected(405, path, "POST", small))
     return wanted
 
 
-def drive(
-    port: int, wanted: list[Request], seconds: float, seed: int
+def send_requests(
+    port: int, wanted: list[Expected], seconds: float, seed: int
 ) -> tuple[list[float], Counter[str]]:
-    """The milliseconds of each request of one client, and its errors."""
+    """Send requests as one client; return the milliseconds of each, and the errors."""
     random, times, errors = Random(seed), [], Counter()
     end = monotonic() + seconds
     while (start := monotonic()) < end:
-        request = random.choice(wanted)
-        name = f"{request.method} {request.path}"
+        status, path, method, headers = random.choice(wanted)
+        name = f"{method} {path}"
         try:
-            response, _ = ask(port, request.path, request.method, **request.headers)
-            if response.status != request.status:
-                errors[f"{name}: {response.status}, not {request.status}"] += 1
+            response, _ = request(port, path, method, **headers)
+            if response.status != status:
+                errors[f"{name}: {response.status}, not {status}"] += 1
         except (OSError, HTTPException) as error:
             errors[f"{name}: {error!r}"] += 1
         times.append((monotonic() - start) * 1000)
@@ -94,7 +94,7 @@ def drive(
 
 
 def main() -> None:
-    """Print one report; exit with 1 where there were errors."""
+    """Print one report; exit with 1 if there were errors."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--minutes", type=float, default=10)
     parser.add_argument("--jobs", type=int, default=1000)
@@ -103,23 +103,26 @@ def main() -> None:
     database = prepare(options.database, options.jobs)
     times, errors = [], Counter()
     with gunicorn("wsgi:app", DATABASE_URL=database) as server:
-        clients = [repeat(server.port), repeat(requests(server))]
+        clients = [repeat(server.port), repeat(expected_requests(server))]
         with ProcessPoolExecutor(CLIENTS) as pool:
-            list(pool.map(drive, *clients, repeat(10), range(CLIENTS)))
-            before = memory(server)
+            list(pool.map(send_requests, *clients, repeat(10), range(CLIENTS)))
+            before = worker_memory(server)
             seconds = repeat(options.minutes * 60)
-            for some, faults in pool.map(drive, *clients, seconds, range(CLIENTS)):
-                times += some
-                errors += faults
-            after = memory(server)
+            results = pool.map(send_requests, *clients, seconds, range(CLIENTS))
+            for client_times, client_errors in results:
+                times += client_times
+                errors += client_errors
+            after = worker_memory(server)
     if before.keys() != after.keys():
-        errors["A worker ended."] += 1
+        errors["A worker stopped."] += 1
     cuts = quantiles(times, n=100)
     print(f"requests  {len(times)}, {len(times) / options.minutes / 60:.0f} a second")
     print(f"errors    {errors.total()}")
-    print(f"ms        p50 {cuts[49]:.1f}, p99 {cuts[98]:.1f}, most {max(times):.1f}")
+    print(f"ms        p50 {cuts[49]:.1f}, p99 {cuts[98]:.1f}, max {max(times):.1f}")
     sizes = [mean(sizes.values()) for sizes in (before, after)]
-    print(f"PSS       {sizes[0]:.1f} MB a worker at first, {sizes[1]:.1f} MB at last")
+    print(
+        f"PSS       {sizes[0]:.1f} MB a worker at the start, {sizes[1]:.1f} at the end"
+    )
     for error, count in errors.most_common(20):
         print(f"{count:9} {error}")
     raise SystemExit(bool(errors))

@@ -1,17 +1,17 @@
-"""The least that Flask can do: answers that are held in memory, by their names."""
+"""A bare Flask app that returns stored responses from memory, by their names."""
 
 import os
 from pathlib import Path
 
 from flask import Flask, Response
 
-folder = Path(os.environ["ANSWERS"])
-answers = {file.name: file.read_bytes() for file in folder.iterdir()}
+folder = Path(os.environ["RESPONSES"])
+bodies = {file.name: file.read_bytes() for file in folder.iterdir()}
 
 app = Flask(__name__)
 
 
 @app.get("/<name>")
 def show(name: str) -> Response:
-    """One of the answers."""
-    return Response(answers[name], mimetype="application/json")
+    """Return one of the stored responses."""
+    return Response(bodies[name], mimetype="application/json")
