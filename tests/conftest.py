@@ -123,7 +123,7 @@ def postgresql_server():
 
 @contextmanager
 def new_database(server, options=""):
-    """Create a database, yield its URL, and drop it in the end."""
+    """Create a database, yield its URL, and drop the database at the end."""
     name = f"{RUN_ID}_{uuid4().hex[:12]}"
     try:
         server.execute(f"CREATE DATABASE {name} {options}")
@@ -141,7 +141,7 @@ def postgresql_url(postgresql_server):
 
 @pytest.fixture
 def execute(postgresql_url):
-    """A function that runs statements in that database without the service."""
+    """A function that runs statements in the PostgreSQL database past the service."""
     with psycopg.connect(postgresql_url, autocommit=True) as connection:
         yield connection.execute
 
@@ -459,7 +459,8 @@ class Server:
         """Send raw bytes, and return what the server sends until it disconnects."""
         with self.connect() as connection:
             connection.sendall(request)
-            with suppress(OSError):  # if the server has closed the connection already
+            # The server may have closed the connection already.
+            with suppress(OSError):
                 connection.shutdown(socket.SHUT_WR)
             return b"".join(iter(lambda: connection.recv(65536), b""))
 
@@ -485,7 +486,7 @@ class Server:
 
 @contextmanager
 def running_server(database_url, log_path, *options, **variables):
-    """Start a server, yield it when it responds, and stop it in the end."""
+    """Start a server, yield it when it responds, and stop it at the end."""
     server = Server(database_url, log_path, *options, **variables)
     try:
         server.wait_until_it_responds()

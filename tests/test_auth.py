@@ -186,11 +186,11 @@ SCHEDULED = {"scheduled_deletion": datetime(2999, 1, 1)}
         ("viewer", True, SUPPORTED | SCHEDULED, False),
     ],
 )
-def test_access(
+def test_access_rule_is_the_same_on_all_routes(
     app, client, seed, new_state, import_state, set_columns,
     role, support, project, allowed,
 ):  # fmt: skip
-    """All lists and the routes of a single job have the same access rule."""
+    """Lists and single jobs follow one rule of role, support access and deletion."""
     state = new_state(jobs=1)
     job_id = state["workflows"][0]["jobs"][0]["id"]
     import_state(state, f"you@example.org:{role or 'none'}")

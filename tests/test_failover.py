@@ -104,23 +104,23 @@ def test_either_host_can_stop(servers, auth_header, start_server):
     server = start_server(DATABASE_URL=url_of(*servers))
     expected = server.get("/api/jobs", auth_header).body
     assert json.loads(expected)["meta"]["total_entries"] == 3
-    late = []
+    later = []
     with Load(server, ["/api/jobs"], auth_header, clients=2) as load:
-        for gone in servers:
+        for stopped_server in servers:
             load.wait_for(50)
-            gone.stop()
+            stopped_server.stop()
             try:
                 recovered = time.monotonic() + 2
                 wait_until(lambda t=recovered: load.responses[-1].began > t)
                 load.wait_for(50)
-                late += [one for one in load.responses if one.began > recovered]
+                later += [r for r in load.responses if r.began > recovered]
             finally:
-                gone.start()
+                stopped_server.start()
     assert load.disconnected == []
     assert {response.status for response in load.responses} <= {200, 503}
-    assert {response.status for response in late} == {200}
-    right = {response.body for response in load.responses if response.status == 200}
-    assert right == {expected}
+    assert {response.status for response in later} == {200}
+    bodies = {response.body for response in load.responses if response.status == 200}
+    assert bodies == {expected}
     assert max(response.seconds for response in load.responses) < 5
 
 

@@ -365,9 +365,9 @@ def test_readers_see_one_state_while_imports_write(
     assert load.disconnected == []
     assert {response.status for response in load.responses} == {200}
     sizes = set()
-    for one in load.responses:
-        answer = json.loads(one.body)
-        meta, count = answer["meta"], len(answer["data"])
+    for response in load.responses:
+        page = json.loads(response.body)
+        meta, count = page["meta"], len(page["data"])
         sizes.add((meta["page_size"], meta["total_entries"], count))
     assert sizes == {(100, 11, 11), (100, 40, 40), (10, 11, 1), (10, 40, 10)}
 
