@@ -8,7 +8,6 @@ import signal
 import socket
 import sys
 from importlib import import_module
-from tempfile import TemporaryFile
 from typing import Any
 
 import gevent
@@ -23,27 +22,11 @@ monkey.patch_all()
 for library in ("flask_sqlalchemy", "marshmallow", "orjson", "psycopg"):
     import_module(library)
 
-
-def check_configuration() -> int:
-    """The port to listen on; a wrong configuration ends the start or reload here, once.
-
-    In a process of its own, since this one must not import our modules.
-    """
-    with TemporaryFile("w+") as answer:
-        child = os.fork()
-        if not child:
-            from wsgi import app
-
-            print(app.config["PORT"], file=answer, flush=True)
-            os._exit(0)
-        _, status = os.waitpid(child, 0)
-        if status:
-            sys.exit(os.waitstatus_to_exitcode(status))
-        answer.seek(0)
-        return int(answer.read())
-
-
-bind = f"127.0.0.1:{check_configuration()}"
+# gunicorn's own default would be all addresses of the machine where PORT is set.
+port = os.environ.get("PORT") or "8000"
+if port not in map(str, range(1, 65_536)):
+    sys.exit("PORT must be a whole number between 1 and 65535.")
+bind = f"127.0.0.1:{port}"
 
 # A greenlet a connection: who is slow to send, to read or to hang up holds nobody up.
 worker_class = "gevent"
