@@ -4,7 +4,6 @@ import logging
 import os
 import re
 import resource
-import signal
 import socket
 import sys
 from importlib import import_module
@@ -40,15 +39,15 @@ keepalive = 5
 # How many milliseconds a client may take none of an answer that is sent to it.
 TIME_TO_TAKE = 5000
 
+# A worker that stops has 10 seconds to finish the responses that have begun.
+graceful_timeout = 10
+
 # Whoever sits on the machine may send any header: TRUSTED_PROXIES alone decides.
 secure_scheme_headers: dict[str, str] = {}
 forwarder_headers = ""
 
 # No second way into the process.
 control_socket_disable = True
-
-# What ends a worker.
-ENDS = (signal.SIGINT, signal.SIGQUIT, signal.SIGTERM)
 
 # What may hold a token: a malformed head, and an argument that RFC 6750 warns of.
 SECRET = re.compile(
@@ -60,7 +59,7 @@ access_log_format = '%(h)s %(l)s - %(t)s "%(r)s" %(s)s %(b)s "%(f)s" "%(a)s"'
 
 
 def when_ready(server: Any) -> None:
-    """Cut off who does not read, give the log one form, let new workers be ended."""
+    """Cut off who does not read, and give the log one form."""
     for listener in server.LISTENERS:
         # Linux has it, for TCP alone.
         if listener.sock.family != socket.AF_UNIX and sys.platform == "linux":
@@ -69,22 +68,6 @@ def when_ready(server: Any) -> None:
     logging.getLogger().handlers = server.log.error_log.handlers
     for log in (server.log.error_log, server.log.access_log):
         log.addFilter(without_secrets)
-    os.register_at_fork(
-        before=lambda: signal.pthread_sigmask(signal.SIG_BLOCK, ENDS),
-        after_in_parent=lambda: signal.pthread_sigmask(signal.SIG_UNBLOCK, ENDS),
-        after_in_child=heed_ends,
-    )
-
-
-def heed_ends() -> None:
-    """Let a worker that was just forked end at once, until it can finish answers.
-
-    Its copies of the master's handlers would lose the signal, and the master wait 30
-    seconds for it.
-    """
-    for number in ENDS:
-        signal.signal(number, signal.SIG_DFL)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, ENDS)
 
 
 def without_secrets(record: logging.LogRecord) -> bool:

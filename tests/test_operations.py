@@ -9,18 +9,17 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from base64 import b64encode
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from shutil import copy2
+from urllib.request import urlopen
 
 import pytest
 from conftest import (
     ROOT,
     RUN_ID,
     TIMEOUT,
-    Server,
     free_port,
     run_command,
     sqlite_only,
@@ -92,35 +91,29 @@ def test_every_answer_that_has_begun_is_finished(start_server, seed, checkout, n
             assert json.loads(answer.result().body)["data"]
     if number == signal.SIGHUP:
         wait_until(lambda: not {*before} & {*server.workers()})
+        server.get("/health_check")
         server.stop()
     assert server.process.wait(TIMEOUT) == 0
     assert "Traceback" not in server.log() and "SystemExit" not in server.log()
 
 
-# As if each worker took long to come to the first instruction of ours.
-SLOW_TO_START = """
-def on_starting(server):
-    sleep = monkey.get_original("time", "sleep")
-    os.register_at_fork(after_in_child=lambda: sleep(2))
-"""
-
-
 @sqlite_only
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_server_that_has_just_started_ends_at_once(
-    database_url, checkout, tmp_path, number
+def test_reload_of_broken_code_finishes_responses_and_stops(
+    start_server, seed, checkout
 ):
-    """Even if its worker has not come to anything yet."""
-    with (checkout / "gunicorn.conf.py").open("a") as file:
-        file.write(SLOW_TO_START)
-    server = Server(database_url, tmp_path / "log", folder=checkout)
-    wait_until(lambda: "Using worker" in server.log() and server.workers())
-    began = time.monotonic()
-    server.process.send_signal(number)
-    assert server.process.wait(TIMEOUT) == 0
-    # gunicorn kills those that do not end after 30.
-    assert time.monotonic() - began < 25
-    assert "Traceback" not in server.log()
+    """gunicorn stops with an error, because a new worker cannot import the code."""
+    with (checkout / "wsgi.py").open("a") as file:
+        file.write(SLOW_TO_ANSWER)
+    server = start_server(folder=checkout)
+    with ThreadPoolExecutor() as pool:
+        response = pool.submit(server.get, "/api/jobs", seed.auth_header)
+        wait_until(lambda: "has begun" in server.log())
+        with (checkout / "app.py").open("a") as file:
+            file.write("broken\n")
+        server.process.send_signal(signal.SIGHUP)
+        assert json.loads(response.result().body)["data"]
+    assert server.process.wait(TIMEOUT) == 3
+    assert "NameError: name 'broken' is not defined" in server.log()
 
 
 def test_port_that_is_taken_is_told_before_anything_is_done(checkout):
@@ -164,8 +157,9 @@ def test_make_serve_makes_no_demo_among_projects_of_one_s_own(checkout, new_stat
     app = create_app({"DATABASE_URL": url})
     run_command(app, "init-db")
     run_command(app, "import-project", "-", input=json.dumps(new_state()))
-    with making("serve", checkout, PORT=str(free_port())):
-        wait_until(lambda: "Booting worker" in (checkout / "err").read_text())
+    port = free_port()
+    with making("serve", checkout, PORT=str(port)):
+        wait_until(lambda: urlopen(f"http://127.0.0.1:{port}/health_check").status)
     [line] = (checkout / "out").read_text().splitlines()[-1:]
     assert "flask create-token" in line
     assert run_command(app, "list-tokens") == ""
