@@ -436,7 +436,7 @@ class Server:
 
         def is_listening():
             assert self.process.poll() is None, self.log()
-            return re.search(r"Listening at: http://127.0.0.1:(\d+) ", self.log())
+            return re.search(r"Listening at: http://127.0.0.1:(\d+)[ ,]", self.log())
 
         wait_until(is_listening)
         self.port = int(is_listening()[1])
