@@ -35,8 +35,8 @@ worker_connections = max(1, resource.getrlimit(resource.RLIMIT_NOFILE)[0] - 100)
 # How many seconds a client may take to send the head of a request.
 keepalive = 5
 
-# How many milliseconds a client may take none of an answer that is sent to it.
-TIME_TO_TAKE = 5000
+# A client that accepts no data for 30 seconds is disconnected.
+SEND_TIMEOUT_MS = 30_000
 
 # A worker that stops has 10 seconds to finish the responses that have begun.
 graceful_timeout = 10
@@ -61,23 +61,18 @@ UNLOGGED = (
 )
 
 
-def when_ready(server: Any) -> None:
-    """Cut off who does not read, and give the log one form."""
-    for listener in server.LISTENERS:
-        # Linux has it, for TCP alone.
+def post_fork(server: Any, worker: Any) -> None:
+    """Set up the worker's log, its time limit for sending, and its stop by Ctrl-C."""
+    log = worker.log.error_log
+    log.addFilter(lambda record: not str(record.msg).startswith(UNLOGGED))
+    # The application's lines get gunicorn's form and file.
+    logging.getLogger().handlers = log.handlers
+    for listener in worker.sockets:
+        # Connections inherit the option. Linux alone has it, and only for TCP.
         if listener.sock.family != socket.AF_UNIX and sys.platform == "linux":
             option = socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT
-            listener.sock.setsockopt(*option, TIME_TO_TAKE)
-    log = server.log.error_log
-    log.addFilter(lambda record: not str(record.msg).startswith(UNLOGGED))
-    logging.getLogger().handlers = log.handlers
-
-
-def post_fork(server: Any, worker: Any) -> None:
-    """Finish all answers before an end by Ctrl-C, as before one by SIGTERM.
-
-    The terminal sends SIGINT to all processes, and gunicorn SIGQUIT to its workers.
-    """
+            listener.sock.setsockopt(*option, SEND_TIMEOUT_MS)
+    # Ctrl-C makes the master send SIGQUIT, which would abort responses.
     worker.handle_quit = worker.handle_exit
 
 

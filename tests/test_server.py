@@ -11,6 +11,8 @@ from typing import NamedTuple
 
 from conftest import TIMEOUT, sqlite_only, wait_until, with_shared_server
 
+BUNDLE = "/api/docs/swagger-ui-bundle.js"
+
 
 class TimedResponse(NamedTuple):
     """What a client got, when it asked, and how long it waited."""
@@ -233,6 +235,27 @@ def test_answers_that_nobody_reads_hold_nobody_up(
             assert reader.recv(1) == b"H"
         for _ in range(20):
             assert server.get("/api/jobs", headers).status == 200
+
+
+@with_shared_server()
+def test_slow_reader_gets_the_whole_response(server):
+    """A client that reads 20 kB a second opens its receive window after 6 seconds.
+
+    A time limit of 5 seconds for sending disconnected this client.
+    """
+    expected = server.get(BUNDLE).body
+    with socket.socket() as reader:
+        reader.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 131_072)
+        reader.settimeout(TIMEOUT)
+        reader.connect(("127.0.0.1", server.port))
+        request = f"GET {BUNDLE} HTTP/1.1\r\nHost: h\r\nConnection: close\r\n\r\n"
+        reader.sendall(request.encode())
+        parts = []
+        for _ in range(40):
+            parts.append(reader.recv(4096))
+            time.sleep(0.2)
+        parts += iter(lambda: reader.recv(65536), b"")
+    assert b"".join(parts).partition(b"\r\n\r\n")[2] == expected
 
 
 @with_shared_server()
