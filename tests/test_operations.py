@@ -1,4 +1,4 @@
-"""What an operator does to a real gunicorn: start, stop, reload, read its log."""
+"""Test what an operator does: start, stop and reload gunicorn, and read its log."""
 
 import json
 import os
@@ -36,7 +36,7 @@ LINE = r"\[[-\d]+ [:\d]+ [+-]\d{4}\] \[\d+\] \[[A-Z]+\] .+"
 
 @pytest.fixture
 def checkout(checkout):
-    """With what ``make serve`` needs too, and the tests' own libraries."""
+    """A checkout that ``make serve`` can use, with the libraries of the tests."""
     copy2(ROOT / "Makefile", checkout)
     (checkout / ".venv").symlink_to(sys.prefix)
     return checkout
@@ -44,7 +44,7 @@ def checkout(checkout):
 
 @contextmanager
 def making(target, folder, **variables):
-    """A make that runs, with what it prints in ``out`` and ``err`` of the folder."""
+    """Run make, with its output in the files ``out`` and ``err`` of the folder."""
     environment = {"JOBS_TEST_RUN": RUN_ID, "PATH": os.environ["PATH"]} | variables
     with open(folder / "out", "w") as out, open(folder / "err", "w") as err:
         process = subprocess.Popen(
@@ -57,8 +57,8 @@ def making(target, folder, **variables):
         process.wait(TIMEOUT)
 
 
-# In one piece, though others write too.
-SLOW_TO_ANSWER = r"""
+# os.write() writes the line at once, so that other processes cannot split it.
+SLOW_RESPONSE = r"""
 import os, time
 from flask import request
 @app.before_request
@@ -71,24 +71,24 @@ def wait():
 
 @sqlite_only
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
-def test_every_answer_that_has_begun_is_finished(start_server, seed, checkout, number):
-    """Before a stop, Ctrl-C or a reload, which is quiet."""
+def test_responses_that_have_begun_are_finished(start_server, seed, checkout, number):
+    """A stop, Ctrl-C and a reload interrupt no response and log no error."""
     with (checkout / "wsgi.py").open("a") as file:
-        file.write(SLOW_TO_ANSWER)
+        file.write(SLOW_RESPONSE)
     server = start_server("--workers", "2", folder=checkout)
     before = server.workers()
     with ThreadPoolExecutor() as pool:
-        answers = [
+        responses = [
             pool.submit(server.get, "/api/jobs", seed.auth_header) for _ in range(4)
         ]
-        wait_until(lambda: server.log().count("has begun") == len(answers))
+        wait_until(lambda: server.log().count("has begun") == len(responses))
         server.process.send_signal(number)
         if number == signal.SIGINT:
-            # Ctrl-C reaches the master and its workers at once.
+            # A terminal sends SIGINT to the master and to its workers.
             for pid in before:
                 os.kill(pid, number)
-        for answer in answers:
-            assert json.loads(answer.result().body)["data"]
+        for response in responses:
+            assert json.loads(response.result().body)["data"]
     if number == signal.SIGHUP:
         wait_until(lambda: not {*before} & {*server.workers()})
         server.get("/health_check")
@@ -101,9 +101,9 @@ def test_every_answer_that_has_begun_is_finished(start_server, seed, checkout, n
 def test_reload_of_broken_code_finishes_responses_and_stops(
     start_server, seed, checkout
 ):
-    """gunicorn stops with an error, because a new worker cannot import the code."""
+    """The master exits with an error, because a new worker cannot import the code."""
     with (checkout / "wsgi.py").open("a") as file:
-        file.write(SLOW_TO_ANSWER)
+        file.write(SLOW_RESPONSE)
     server = start_server(folder=checkout)
     with ThreadPoolExecutor() as pool:
         response = pool.submit(server.get, "/api/jobs", seed.auth_header)
@@ -116,7 +116,7 @@ def test_reload_of_broken_code_finishes_responses_and_stops(
     assert "NameError: name 'broken' is not defined" in server.log()
 
 
-def test_port_that_is_taken_is_told_before_anything_is_done(checkout):
+def test_make_serve_reports_a_taken_port_before_it_creates_anything(checkout):
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = str(listener.getsockname()[1])
         with making("serve", checkout, PORT=port) as process:
@@ -128,8 +128,8 @@ def test_port_that_is_taken_is_told_before_anything_is_done(checkout):
     assert not (checkout / "instance/jobs.db").exists()
 
 
-def test_what_make_serve_prints_can_be_pasted_and_usr2_changes_the_master(checkout):
-    """After TERM to the old one the new one goes on, with the same token."""
+def test_curl_line_of_make_serve_works_before_and_after_usr2(checkout):
+    """USR2 starts a new master, which goes on when the old one gets SIGTERM."""
     log, port = checkout / "err", free_port()
 
     def masters():
@@ -150,8 +150,8 @@ def test_what_make_serve_prints_can_be_pasted_and_usr2_changes_the_master(checko
         wait_until(lambda: log.read_text().count("Shutting down: Master") == 2)
 
 
-def test_make_serve_makes_no_demo_among_projects_of_one_s_own(checkout, new_state):
-    """But a line that says how to make a token."""
+def test_make_serve_creates_no_demo_where_projects_exist(checkout, new_state):
+    """It prints a line that says how to create a token."""
     (checkout / "instance").mkdir()
     url = f"sqlite:///{checkout}/instance/jobs.db"
     app = create_app({"DATABASE_URL": url})
@@ -167,7 +167,7 @@ def test_make_serve_makes_no_demo_among_projects_of_one_s_own(checkout, new_stat
         db.engine.dispose()
 
 
-TELL_TALE = r"""
+REPORT_IMPORT = r"""
 import os
 os.write(2, f"{os.getpid()} runs {__name__}\n".encode())
 """
@@ -175,13 +175,13 @@ os.write(2, f"{os.getpid()} runs {__name__}\n".encode())
 
 @sqlite_only
 def test_reload_serves_the_new_code(start_server, seed, paths, checkout):
-    """Of every module, and loses no request."""
+    """Each new worker imports every module again, and no request is lost."""
     server = start_server("--workers", "2", folder=checkout)
     before = {*server.workers()}
     modules = [path for path in checkout.glob("*.py") if path.stem.isidentifier()]
     for module in modules:
         with module.open("a") as file:
-            file.write(TELL_TALE)
+            file.write(REPORT_IMPORT)
     with Load(server, paths, seed.auth_header, pause=0.002) as load:
         load.wait_for(50)
         server.process.send_signal(signal.SIGHUP)
@@ -198,8 +198,8 @@ def test_reload_serves_the_new_code(start_server, seed, paths, checkout):
 
 
 @sqlite_only
-def test_health_is_told_by_address_too(make_app, seed):
-    """Load balancers ask so, whatever the names of the service are."""
+def test_health_check_accepts_any_host(make_app, seed):
+    """Load balancers request it by address, and TRUSTED_HOSTS has only names."""
     client = make_app(TRUSTED_HOSTS="jobs.example.org").test_client()
 
     def status(path, host):
@@ -217,7 +217,7 @@ def test_health_is_told_by_address_too(make_app, seed):
 @pytest.mark.parametrize(
     "host", ["Jobs.Example.org", "jobs.example.org.", "JOBS.example.ORG.:8443"]
 )
-def test_names_of_hosts_have_no_case_and_may_end_in_a_dot(make_app, seed, host):
+def test_trusted_host_matches_in_any_case_and_with_a_final_dot(make_app, seed, host):
     client = make_app(TRUSTED_HOSTS="jobs.example.org").test_client()
     response = client.get("/api/jobs", headers=seed.auth_header | {"Host": host})
     assert response.status_code == 200
@@ -225,8 +225,8 @@ def test_names_of_hosts_have_no_case_and_may_end_in_a_dot(make_app, seed, host):
 
 
 @sqlite_only
-def test_service_without_its_database_is_live_and_not_ready(start_server, tmp_path):
-    """And says so in one form, gunicorn's, in which a path makes no line."""
+def test_service_without_its_database_runs_and_is_not_healthy(start_server, tmp_path):
+    """Every line of the log has gunicorn's form, and no path starts a line."""
     hosts = {"TRUSTED_HOSTS": "jobs.example.org,127.0.0.1"}
     server = start_server(DATABASE_URL=f"sqlite:///{tmp_path}/none.db", **hosts)
     assert server.get("/health_check", {"Host": "10.0.0.1"}).status == 503
@@ -242,7 +242,7 @@ def test_service_without_its_database_is_live_and_not_ready(start_server, tmp_pa
 
 @sqlite_only
 def test_path_cannot_forge_a_line_of_the_log(app, seed, set_columns, caplog):
-    """Where its request ends in a fault of ours."""
+    """A request that ends in a bug is logged with its path escaped."""
     with app.app_context(), db.engine.connect() as connection:
         connection.exec_driver_sql("ALTER TABLE user_tokens RENAME context TO x")
     path = "/api/jobs/x%0a%5B2026-01-01%5D%1b forged"

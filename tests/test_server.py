@@ -1,4 +1,4 @@
-"""A real gunicorn: clients that misbehave, signals, logs."""
+"""Test a real gunicorn: clients that misbehave, workers that die, the access log."""
 
 import os
 import signal
@@ -15,7 +15,7 @@ BUNDLE = "/api/docs/swagger-ui-bundle.js"
 
 
 class TimedResponse(NamedTuple):
-    """What a client got, when it asked, and how long it waited."""
+    """A response, the time of its request, and how many seconds it took."""
 
     status: int
     body: bytes
@@ -24,10 +24,10 @@ class TimedResponse(NamedTuple):
 
 
 class Load:
-    """Clients that ask in turn until they are told to stop, and what they got.
+    """Clients that send requests until the block ends, and the responses they got.
 
-    The shorter the pause of a client, in seconds, the more answers are under way at any
-    moment, and the longer everything else takes.
+    Each client pauses for some seconds between two requests. The shorter the pause, the
+    more requests are served at any moment, and the slower everything else becomes.
     """
 
     def __init__(self, server, paths, headers, clients=4, pause=0.05):
@@ -62,13 +62,13 @@ class Load:
                 self.stopped.wait(self.pause)
 
     def wait_for(self, count):
-        """Return when so many more answers have come."""
+        """Return as soon as that many more responses have arrived."""
         count += len(self.responses)
         wait_until(lambda: len(self.responses) >= count)
 
 
 def assert_that_two_workers_serve(server, paths, headers):
-    """Several clients at once, and nobody is cut off."""
+    """Check that several clients get their responses and none is disconnected."""
     with Load(server, paths, headers, clients=8) as load:
         load.wait_for(100)
     assert {response.status for response in load.responses} == {200}
@@ -78,13 +78,13 @@ def assert_that_two_workers_serve(server, paths, headers):
 
 @with_shared_server("--workers 2")
 def test_workers_connect_after_they_were_forked(server, seed, paths):
-    """And several of them serve at once, with keep-alive or without."""
+    """Two workers serve eight clients at once from a database file."""
     assert_that_two_workers_serve(server, paths, seed.auth_header)
 
 
 @with_shared_server("--workers 2")
 def test_killed_worker_is_replaced(server, seed, paths):
-    """Its own requests are cut, all others are answered."""
+    """Only the requests of the killed worker have no response."""
     with Load(server, paths, seed.auth_header) as load:
         for _ in range(2):
             load.wait_for(50)
@@ -97,9 +97,9 @@ def test_killed_worker_is_replaced(server, seed, paths):
     assert len(load.disconnected) <= 2 * 4
 
 
-def status_of(answer):
-    """The status of a raw answer, or none where there was no answer."""
-    return int(answer.split(b" ", 2)[1]) if answer.startswith(b"HTTP/1.") else None
+def status_of(response):
+    """Return the status of a raw response, or None if it is empty."""
+    return int(response.split(b" ", 2)[1]) if response.startswith(b"HTTP/1.") else None
 
 
 GARBAGE = [
@@ -121,8 +121,8 @@ GARBAGE = [
 
 
 @with_shared_server()
-def test_garbage_is_refused(server):
-    """By gunicorn, with a 4xx of its own or none, and the next request is answered."""
+def test_garbage_is_rejected(server):
+    """The client gets an error or no response, and the next request is served."""
     for request in GARBAGE:
         with suppress(ConnectionResetError):
             status = status_of(server.send(request))
@@ -157,41 +157,42 @@ ODD_REQUESTS = [
 
 
 @with_shared_server()
-def test_odd_request_gets_its_answer(server, seed):
-    """In JSON, and without a link to elsewhere."""
+def test_odd_request_gets_a_json_response(server, seed):
+    """Every response has the right status and no link to another host."""
     token = seed.auth_header["Authorization"].encode()
     for target, headers, expected in ODD_REQUESTS:
         if b"Host:" not in headers.partition(b"-Host")[0]:
             headers += b"Host: jobs.example\r\n"
-        answer = server.send(
+        response = server.send(
             b"GET " + target + b" HTTP/1.1\r\nConnection: close\r\n"
             b"Authorization: " + token + b"\r\n" + headers + b"\r\nbody!"
         )
-        assert (status_of(answer), target) == (expected, target), answer
-        assert b"application/json" in answer
-        assert b"evil" not in answer and b"https:" not in answer
+        assert (status_of(response), target) == (expected, target), response
+        assert b"application/json" in response
+        assert b"evil" not in response and b"https:" not in response
     assert "Traceback" not in server.log()
 
 
-HALF_HEAD = b"GET /api/jobs HTTP/1.1\r\nX: "
-# Who sends nothing, half a head, one that is too long, no body, or does not hang up.
+PARTIAL_HEADERS = b"GET /api/jobs HTTP/1.1\r\nX: "
+# These clients send nothing, incomplete headers, too long headers, no body, or do not
+# close the connection.
 SLOW_CLIENTS = [
     b"",
-    HALF_HEAD,
-    HALF_HEAD + b"x" * 70_000,
+    PARTIAL_HEADERS,
+    PARTIAL_HEADERS + b"x" * 70_000,
     b"POST / HTTP/1.1\r\nHost: h\r\nContent-Length: 5\r\n\r\n",
     b"GET / HTTP/1.1\r\nHost: h\r\nConnection: close\r\n\r\n",
 ]
 
 
 @with_shared_server()
-def test_dawdlers_hold_nobody_up(server, seed):
-    """Though they may take longer than the others wait for their answers."""
+def test_slow_clients_block_no_others(server, seed):
+    """Other clients get their responses while slow clients still send."""
     with ExitStack() as stack:
         for request in SLOW_CLIENTS * 20:
             stack.enter_context(server.connect()).sendall(request)
         slow = [stack.enter_context(server.connect()) for _ in range(20)]
-        for byte in HALF_HEAD + b"x" * 20:
+        for byte in PARTIAL_HEADERS + b"x" * 20:
             for connection in slow:
                 connection.sendall(bytes([byte]))
             assert server.get("/api/jobs", seed.auth_header).status == 200
@@ -199,25 +200,25 @@ def test_dawdlers_hold_nobody_up(server, seed):
 
 
 @sqlite_only
-def test_dawdlers_are_cut_off(start_server):
-    """Or reading from them would time out."""
+def test_slow_clients_are_disconnected(start_server):
+    """If the server did not close these connections, recv() would time out."""
     server = start_server("--keep-alive", "1")
     with ExitStack() as stack:
-        dawdlers = [stack.enter_context(server.connect()) for _ in SLOW_CLIENTS]
-        for dawdler, request in zip(dawdlers, SLOW_CLIENTS, strict=True):
-            dawdler.sendall(request)
-        for dawdler in dawdlers:
+        clients = [stack.enter_context(server.connect()) for _ in SLOW_CLIENTS]
+        for client, request in zip(clients, SLOW_CLIENTS, strict=True):
+            client.sendall(request)
+        for client in clients:
             with suppress(ConnectionResetError):
-                while dawdler.recv(65536):
+                while client.recv(65536):
                     pass
     assert "Traceback" not in server.log()
 
 
 @with_shared_server()
-def test_answers_that_nobody_reads_hold_nobody_up(
+def test_clients_that_do_not_read_block_no_others(
     server, import_state, new_state, auth_header
 ):
-    """Though they are of a size that no buffer takes."""
+    """A response of 10 MB does not fit into the buffers of a connection."""
     state = new_state()
     job = state["workflows"][0]["jobs"][0]
     job["body"] = "x" * 10_000_000
@@ -231,7 +232,7 @@ def test_answers_that_nobody_reads_hold_nobody_up(
         for _ in range(20):
             reader = stack.enter_context(server.connect())
             reader.sendall(request.encode())
-            # The answer has begun.
+            # The first byte shows that the response has begun.
             assert reader.recv(1) == b"H"
         for _ in range(20):
             assert server.get("/api/jobs", headers).status == 200
@@ -259,7 +260,7 @@ def test_slow_reader_gets_the_whole_response(server):
 
 
 @with_shared_server()
-def test_body_that_nobody_reads_costs_no_answer(server):
+def test_unread_request_body_does_not_prevent_the_response(server):
     connection = HTTPConnection("127.0.0.1", server.port, timeout=TIMEOUT)
     with closing(connection):
         connection.request("POST", "/api/jobs", body=b"x" * 5_000_000)
@@ -267,8 +268,8 @@ def test_body_that_nobody_reads_costs_no_answer(server):
 
 
 @with_shared_server()
-def test_connection_serves_one_request_after_another(server, seed):
-    """However they are cut into packets."""
+def test_connection_serves_several_requests(server, seed):
+    """The requests of a connection may be split into packets anywhere."""
     token = seed.auth_header["Authorization"].encode()
     first = b"GET /api/jobs HTTP/1.1\r\nHost: h\r\nAuthorization: " + token
     last = first + b"\r\nConnection: close\r\n\r\n"
@@ -278,9 +279,9 @@ def test_connection_serves_one_request_after_another(server, seed):
             connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             for start in range(0, len(requests), size):
                 connection.sendall(requests[start : start + size])
-            answers = b"".join(iter(lambda c=connection: c.recv(65536), b""))
-        assert answers.count(b"HTTP/1.1 200 OK") == 3
-        assert answers.count(b"Connection: close") == 1
+            responses = b"".join(iter(lambda c=connection: c.recv(65536), b""))
+        assert responses.count(b"HTTP/1.1 200 OK") == 3
+        assert responses.count(b"Connection: close") == 1
 
 
 @with_shared_server()
