@@ -55,7 +55,7 @@ class StrictInteger(fields.Field[int]):
         return int(str(value).lstrip("0")[:18] or 0)
 
 
-class Time(fields.NaiveDateTime):
+class UTCDateTime(fields.NaiveDateTime):
     """A naive UTC time; as text in ISO 8601, with six digits and ``Z`` when dumped."""
 
     def _serialize(self, value: datetime | None, *args: Any, **kwargs: Any) -> Any:
@@ -87,8 +87,8 @@ class JobAttributes(Schema):
 
     name = fields.String()
     adaptor = fields.String()
-    inserted_at = Time()
-    updated_at = Time()
+    inserted_at = UTCDateTime()
+    updated_at = UTCDateTime()
     body = fields.String()
 
 
