@@ -16,9 +16,8 @@ from sqlalchemy.exc import SQLAlchemyError
 import project_import
 from auth import create_token, is_expired
 from database import Refused, db, describe_error, write_transaction
-from documents import InvalidFile
 from models import API_TOKEN, HASHED_API_TOKEN, Base, Project, User, UserToken, utc_now
-from project_files import read_state
+from project_files import load_project_file
 from schemas import is_id
 
 DEMO_EMAIL = "demo@example.org"
@@ -33,7 +32,7 @@ def report_errors() -> Iterator[None]:
     """End a command that fails with a line a fault on stderr and exit code 1."""
     try:
         yield
-    except (InvalidFile, Refused) as error:
+    except Refused as error:
         fail(*error.args)
     except SQLAlchemyError as error:
         fail(f"The database refused: {describe_error(error)}")
@@ -63,10 +62,14 @@ def show(*lines: str) -> None:
         raise
 
 
-def print_summary(project_id: str, counts: Counter[str]) -> None:
-    """Say what was done to a project, on stderr where stdout does not take it."""
-    done = ", ".join(f"{n} {what}" for what, n in sorted(counts.items()) if n)
-    line = f"Project {project_id}: {done or 'empty'}."
+def print_summary(subject: str, counts: Counter[str]) -> None:
+    """Print what was done to rows; if stdout fails, print it on stderr."""
+    done = [
+        f"{count} {what if count > 1 else what.replace('s ', ' ', 1)}"
+        for what, count in sorted(counts.items())
+        if count
+    ]
+    line = f"{subject}: {', '.join(done)}." if done else f"{subject}."
     try:
         show(line)
     except OSError:
@@ -115,18 +118,17 @@ def import_project(file: str, members: tuple[str, ...]) -> None:
     It is one that `openfn project pull` writes, or a state file of the older CLI. What
     it no longer has is deleted from the project.
     """
-    wishes = [project_import.parse_member(text) for text in members]
+    parsed_members = [project_import.parse_member(text) for text in members]
     if file == "-" and sys.stdin is None:
-        raise Refused("There is no standard input to read.")
+        raise click.ClickException("There is no standard input to read.")
     with click.open_file(file, "rb") as stream:
-        state = read_state(stream.read())
-    project_id = state.project.values["id"]
+        project_file = load_project_file(stream.read())
+    project_id = project_file.project["id"]
     with write_transaction():
-        is_new = db.session.get(Project, project_id) is None
-        counts = project_import.import_state(state, wishes)
-    print_summary(project_id, counts)
-    if is_new and not counts["members created"]:
-        hint = "Nobody can read the project yet: import it with --member EMAIL."
+        counts = project_import.import_project(project_file, parsed_members)
+        hint = project_import.access_hint(project_id)
+    print_summary(f"Imported project {project_id}", counts)
+    if hint:
         click.echo(hint, err=True)
 
 
@@ -141,7 +143,7 @@ def delete_project(project_id: str) -> None:
     with write_transaction():
         project = require_row(Project, project_id, "project")
         counts = project_import.delete_project(project)
-    print_summary(project.id, counts)
+    print_summary(f"Deleted project {project.id}", counts)
 
 
 @commands.cli.command("create-token")
@@ -197,17 +199,19 @@ def demo() -> None:
     Safe to repeat: tokens of earlier runs are good for a day. Where there are other
     projects, nothing is made.
     """
-    state = read_state(Path(current_app.root_path, "demo.json").read_bytes())
+    project_file = load_project_file(
+        Path(current_app.root_path, "demo.json").read_bytes()
+    )
     root = f"http://127.0.0.1:{current_app.config['PORT']}/api"
     with write_transaction():
         Base.metadata.create_all(db.session.connection())
-        others = select(Project.id).where(Project.id != state.project.values["id"])
+        others = select(Project.id).where(Project.id != project_file.project["id"])
         if db.session.scalar(others.limit(1)) is not None:
             show(
                 "No demo among other projects: `flask create-token EMAIL` makes tokens."
             )
             return
-        project_import.import_state(state, [(DEMO_EMAIL, "owner")])
+        project_import.import_project(project_file, [(DEMO_EMAIL, "owner")])
         user = require_user(DEMO_EMAIL)
         yesterday = utc_now() - timedelta(days=1)
         old = delete(UserToken).filter_by(user_id=user.id)

@@ -1,4 +1,4 @@
-"""Making the database agree with a project's file; members; deleting a project."""
+"""Make the database agree with a project file; members; deleting projects and users."""
 
 import re
 from collections import Counter
@@ -6,45 +6,44 @@ from collections.abc import Iterable
 from datetime import timedelta
 from typing import Any
 
-from sqlalchemy import BindParameter, Select, bindparam, delete, func, select
+from click import ClickException
+from sqlalchemy import BindParameter, Delete, Select, bindparam, delete, func, select
 
-from database import Refused, db
-from models import Job, Project, ProjectUser, User, Workflow, new_id, utc_now
-from project_files import Entry, State
+from database import db
+from models import Job, Project, ProjectUser, User, UserToken, Workflow, new_id, utc_now
+from project_files import Columns, Entry, ProjectFile, raise_errors
 
 ROLES = ("owner", "admin", "editor", "viewer")
 
-# An email, and a role for its user; "none" to remove, None to be a member at all.
+# An email and a role. "none" removes the member; None leaves the role of a member.
 Member = tuple[str, str | None]
 
 
 def parse_member(text: str) -> Member:
-    """The wish in EMAIL or EMAIL:ROLE; Refused where it is none."""
+    """Return the member in EMAIL or EMAIL:ROLE."""
     part, roles = r"[^@:\s\0\ud800-\udfff]+", (*ROLES, "none")
     match = re.fullmatch(f"({part}@{part})(?::({'|'.join(roles)}))?", text)
     if match is None or len(match[1].lower()) > 255:
-        raise Refused(
-            f"--member {ascii(text)}: Must be an email address, or one with a colon "
-            f"and a role: {', '.join(roles)}."
+        raise ClickException(
+            f"{ascii(text)} is neither EMAIL nor EMAIL:ROLE. "
+            f"ROLE is one of {', '.join(roles)}."
         )
     return match[1].lower(), match[2]
 
 
-def import_state(state: State, members: Iterable[Member] = ()) -> Counter[str]:
-    """Make the database agree with a state, and count what that took.
-
-    Raises InvalidFile where an id belongs to another project.
-    """
-    project_id = state.project.values["id"]
+def import_project(file: ProjectFile, members: Iterable[Member] = ()) -> Counter[str]:
+    """Make the database agree with a file, and count the rows by what was done."""
+    project_id = file.project["id"]
     in_project = Workflow.project_id == project_id
+    project = rows_by_id(select(Project).filter_by(id=project_id))
     workflows = rows_by_id(select(Workflow).where(in_project))
     jobs = rows_by_id(select(Job).join(Workflow).where(in_project))
-    check_id_ownership(state, workflows, jobs)
-    db.session.merge(Project(**state.project.values))
-    db.session.flush()
-    counts = upsert(Workflow, state.workflows, workflows)
-    counts += upsert(Job, state.jobs, jobs)
-    # The rows that are left have no entry; jobs first, or they go with their workflow.
+    check_id_ownership(file, workflows, jobs)
+    counts = upsert(Project, [file.project], project)
+    counts += upsert(Workflow, [columns for _, columns in file.workflows], workflows)
+    counts += upsert(Job, [columns for _, columns in file.jobs], jobs)
+    # The rows that are left are not in the file. A deleted workflow would delete its
+    # jobs, so these are deleted, and counted, first.
     for kind, rows in (("jobs", jobs), ("workflows", workflows)):
         for row in rows.values():
             db.session.delete(row)
@@ -55,77 +54,118 @@ def import_state(state: State, members: Iterable[Member] = ()) -> Counter[str]:
 
 
 def rows_by_id(query: Select[Any]) -> dict[str, Any]:
-    """The rows of a query by their ids."""
+    """Return the rows of a query by their ids."""
     return {row.id: row for row in db.session.scalars(query)}
 
 
 def check_id_ownership(
-    state: State, workflows: dict[str, Workflow], jobs: dict[str, Job]
+    file: ProjectFile, workflows: dict[str, Workflow], jobs: dict[str, Job]
 ) -> None:
-    """Raise InvalidFile where a row of another project has an id of the file."""
-    for model, entries, ours in (
-        (Workflow, state.workflows, workflows),
-        (Job, state.jobs, jobs),
+    """Reject a file with ids that workflows or jobs of another project have."""
+    errors: list[str] = []
+    entries: list[Entry]
+    for model, entries, rows in (
+        (Workflow, file.workflows, workflows),
+        (Job, file.jobs, jobs),
     ):
-        paths = {entry.values["id"]: entry.path for entry in entries}
-        new = [row_id for row_id in paths if row_id not in ours]
-        # Within the statement, which takes no more than some thousands of parameters.
+        new = [columns["id"] for _, columns in entries if columns["id"] not in rows]
+        # The ids are a part of the statement, because the number of its parameters is
+        # limited to some thousands.
         ids: BindParameter[Any] = bindparam(
             "ids", new, expanding=True, literal_execute=True
         )
         foreign = set(db.session.scalars(select(model.id).where(model.id.in_(ids))))
-        for row_id, path in paths.items():
-            if row_id in foreign:
-                state.reader.add_fault((*path, "id"), "Belongs to another project.")
-    state.reader.refuse_faults()
+        errors += [
+            f"{location}: Belongs to another project."
+            for location, columns in entries
+            if columns["id"] in foreign
+        ]
+    if errors:
+        raise_errors(iter(errors))
 
 
 def upsert(
-    model: type[Workflow | Job], entries: list[Entry], rows: dict[str, Any]
+    model: type[Project | Workflow | Job], entries: list[Columns], rows: dict[str, Any]
 ) -> Counter[str]:
-    """Add or change a row for each entry, taken out of ``rows``, and count that."""
+    """Insert or update a row for each entry, take it out of ``rows``, and count it."""
     counts: Counter[str] = Counter()
     kind, now = model.__tablename__, utc_now()
-    for number, (_, values) in enumerate(entries):
-        row = rows.pop(values["id"], None) or model()
-        if all(getattr(row, name) == values[name] for name in values):
+    for number, columns in enumerate(entries):
+        row = rows.pop(columns["id"], None) or model()
+        if all(getattr(row, name) == columns[name] for name in columns):
             counts[f"{kind} unchanged"] += 1
             continue
         counts[f"{kind} {'updated' if row.id else 'created'}"] += 1
-        for name, value in values.items():
+        for name, value in columns.items():
             setattr(row, name, value)
         if isinstance(row, Job):
-            # Later jobs of the file come later in lists.
+            # Lists are sorted by time, so jobs that come later in the file get a later
+            # one.
             time = now + timedelta(microseconds=number)
             row.inserted_at = row.inserted_at or time
-            row.updated_at = values.get("updated_at", time)
+            row.updated_at = columns.get("updated_at", time)
         db.session.add(row)
     db.session.flush()
     return counts
 
 
+def access_hint(project_id: str) -> str | None:
+    """Return why no user can read a project and what to do about it, if it is so."""
+    project = db.session.get_one(Project, project_id)
+    if project.scheduled_deletion is not None:
+        return (
+            "No user can read the project, because it is scheduled for deletion. "
+            "Cancel the deletion in OpenFn, then import the project again."
+        )
+    members = select(ProjectUser.id).filter_by(project_id=project_id)
+    if db.session.scalar(members.limit(1)) is None:
+        return (
+            "No user can read the project yet. "
+            f"Add a member with: flask set-member {project_id} EMAIL"
+        )
+    return None
+
+
 def delete_project(project: Project) -> Counter[str]:
-    """Delete a project with all that is in it, and count that."""
+    """Delete a project with its jobs, workflows and memberships, and count those."""
     workflows = select(Workflow.id).filter_by(project_id=project.id)
-    counts: Counter[str] = Counter()
-    for kind, statement in (
-        ("jobs", delete(Job).where(Job.workflow_id.in_(workflows))),
-        ("workflows", delete(Workflow).filter_by(project_id=project.id)),
-        ("members", delete(ProjectUser).filter_by(project_id=project.id)),
-    ):
-        done = db.session.connection().execute(statement)
-        counts[f"{kind} deleted"] = done.rowcount
+    counts = delete_rows(
+        jobs=delete(Job).where(Job.workflow_id.in_(workflows)),
+        workflows=delete(Workflow).filter_by(project_id=project.id),
+        members=delete(ProjectUser).filter_by(project_id=project.id),
+    )
     db.session.delete(project)
     return counts
 
 
+def delete_user(user: User) -> Counter[str]:
+    """Delete a user with its tokens and memberships, and count those."""
+    counts = delete_rows(
+        tokens=delete(UserToken).filter_by(user_id=user.id),
+        members=delete(ProjectUser).filter_by(user_id=user.id),
+    )
+    db.session.delete(user)
+    return counts
+
+
+def delete_rows(**statements: Delete) -> Counter[str]:
+    """Execute the statements, and count the rows that they delete by their kind."""
+    connection = db.session.connection()
+    return Counter(
+        {
+            f"{kind} deleted": connection.execute(statement).rowcount
+            for kind, statement in statements.items()
+        }
+    )
+
+
 def set_member(project_id: str, email: str, role: str | None) -> str:
-    """Give a user the role, or take it; says what was done."""
+    """Give a user a role or remove the member, and return what was done."""
     user = find_user(email)
     if user is None and role != "none":
         user = User(id=new_id(), email=email)
         db.session.add(user)
-    # A user who is not there has no id, and None is no member's.
+    # For a user that does not exist, the query looks for NULL, which no member has.
     key = {"project_id": project_id, "user_id": user and user.id}
     member = db.session.scalar(select(ProjectUser).filter_by(**key))
     if member is None and role != "none":
@@ -141,6 +181,7 @@ def set_member(project_id: str, email: str, role: str | None) -> str:
 
 
 def find_user(email: str) -> User | None:
-    """The user with the email, in any case."""
-    same = func.lower(User.email) == email.lower()
-    return db.session.scalar(select(User).where(same))
+    """Return the user with an email, in any case."""
+    return db.session.scalar(
+        select(User).where(func.lower(User.email) == email.lower())
+    )

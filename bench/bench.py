@@ -33,7 +33,7 @@ from servers import Server, gunicorn, process_memory, request, worker_memory
 
 from app import create_app
 from database import db
-from project_files import read_state
+from project_files import load_project_file
 
 LIBRARIES = (
     "click, flask, flask_sqlalchemy, gevent, marshmallow, orjson, psycopg, "
@@ -294,7 +294,7 @@ def measure_in_process(database: str, options: Namespace) -> list[str]:
 def measure_import(jobs: int, database: str, rounds: int) -> list[str]:
     """Compare the import into an empty database with only reading the file."""
     file = state_file(jobs)
-    read = partial(timed, partial(read_state, file), 1)
+    read = partial(timed, partial(load_project_file, file), 1)
     calls = partial(seconds_to_import, file, database), lambda: read() / 1000
     title = f"import of {jobs} new jobs, against reading the file"
     return row(title, "s", *alternate(rounds, *calls))

@@ -1,4 +1,4 @@
-"""Project files: read like the state file of the same project, or refused whole."""
+"""Project files: read like the state file of the same project, or rejected whole."""
 
 import copy
 import json
@@ -13,7 +13,16 @@ from database import db
 
 FILES = Path(__file__).parent / "project_files"
 MISSING = "Missing data for required field."
-NOT_DEPLOYED = f"{MISSING} Deploy the project, or pull it once."
+NOT_DEPLOYED = (
+    "Missing, because the project was never deployed. "
+    "Deploy it, then run: openfn project pull"
+)
+ERRORS = "Error: Nothing was imported, because the file has errors:\n"
+UNKNOWN_FORM = (
+    "Error: The file is neither a project file of OpenFn (only schema_version 4.0 is "
+    "supported) nor a state file (whose id is a UUID). "
+    "Write a project file with: openfn project pull\n"
+)
 PROJECT, WORKFLOW, JOB, OTHER = (
     f"00000000-0000-4000-8000-00000000000{n}" for n in "1234"
 )
@@ -48,7 +57,7 @@ def job(project):
 
 @pytest.fixture
 def import_file(runner):
-    """A function that imports a file's content, and gives what came of it."""
+    """A function that imports the content of a file and returns the result."""
 
     def run(content):
         if isinstance(content, dict):
@@ -59,7 +68,7 @@ def import_file(runner):
 
 
 def yaml_of(name="Name", expression="fn();"):
-    """A project file in YAML, whose job has these for its name and body."""
+    """Return a project file in YAML whose job has this name and body."""
     return f"""
 id: project
 name: Project
@@ -79,29 +88,51 @@ workflows:
         expression: {expression}"""
 
 
+def content_of(name):
+    """Return the content of a file, with quotes around two names that need them.
+
+    OpenFn's reader takes them for text where they are plain; the YAML parser does not.
+    """
+    content = (FILES / name).read_text()
+    for number in ("1_000", "0b1"):
+        content = content.replace(f" name: {number}\n", f" name: '{number}'\n")
+    return content
+
+
 @pytest.mark.parametrize("name", ["plain", "odd", "lossy"])
 def test_project_file_says_what_the_state_file_says(run_flask, dump, name):
-    """Those that OpenFn's own library wrote of one project, in every order."""
+    """OpenFn's own library wrote all three files of a project."""
     state, in_yaml, in_json = (
-        str(FILES / f"{name}{ending}")
+        content_of(f"{name}{ending}")
         for ending in ("-state.json", ".yaml", "-project.json")
     )
-    run_flask("import-project", state, "--member", "you@example.org")
+    command = ["import-project", "-", "--member", "you@example.org"]
+    run_flask(*command, input=state)
     before = dump()
-    for path in (in_yaml, in_json, state, in_json, in_yaml):
-        line = run_flask("import-project", path)
+    for content in (in_yaml, in_json, state, in_json, in_yaml):
+        line = run_flask(*command, input=content)
         assert "unchanged" in line
         assert not any(word in line for word in ("created", "updated", "deleted"))
         assert dump() == before
 
 
 @sqlite_only
+def test_plain_name_that_looks_like_a_number_is_rejected(runner, dump):
+    result = runner.invoke(args=["import-project", str(FILES / "odd.yaml")])
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert result.stderr == ERRORS + (
+        "workflows[0].steps[16].name: Not a valid string.\n"
+        "workflows[0].steps[22].name: Not a valid string.\n"
+    )
+    assert dump()["Project"] == {}
+
+
+@sqlite_only
 @pytest.mark.parametrize("ending", [".yaml", "-project.json"])
 def test_new_jobs_are_in_the_order_of_the_file(run_flask, client, auth_header, ending):
-    """But for those whose times the file has."""
-    run_flask(
-        "import-project", str(FILES / f"odd{ending}"), "--member", "you@example.org"
-    )
+    """Jobs whose times are in the file are sorted by these instead."""
+    command = ["import-project", "-", "--member", "you@example.org"]
+    run_flask(*command, input=content_of(f"odd{ending}"))
     project = json.loads((FILES / "odd-project.json").read_text())
     steps = [step for flow in project["workflows"] for step in flow["steps"]]
     jobs = [
@@ -122,12 +153,12 @@ def test_new_jobs_are_in_the_order_of_the_file(run_flask, client, auth_header, e
 @pytest.mark.parametrize(
     "name",
     [
-        "no", "on", "Yes", "y", "OFF", "12:30", "2024-01-01", "1_000", "0o8", "=", "<<",
-        "2024-01-01T00:00:00Z", "0b1", "+", ".", "0x", "nUll", "tRUE", "1e", "é 🙂",
+        "no", "on", "Yes", "y", "OFF", "12:30", "2024-01-01", "0o8", "=", "<<",
+        "2024-01-01T00:00:00Z", "+", ".", "0x", "nUll", "tRUE", "1e", "é 🙂",
     ],
 )  # fmt: skip
 def test_name_without_quotes_is_text(import_file, dump, name):
-    """As YAML 1.2's core schema has it, not as 1.1 does."""
+    """Names are read by YAML 1.2's core schema, where no, 12:30 and dates are text."""
     assert import_file(yaml_of(name)).exit_code == 0
     assert dump()["Job"][JOB]["name"] == name
 
@@ -151,17 +182,18 @@ def test_name_without_quotes_is_text(import_file, dump, name):
                 "0x1F",
                 "0o17",
                 ".inf",
+                "1_000",
+                "0b1",
             )
         ],
         ("[a]", "Not a valid string."),
         ('"a\\0b"', "Must not contain NUL."),
-        ("a\0b", "Must not contain NUL."),
     ],
 )
-def test_name_that_is_no_text_is_refused(import_file, dump, name, message):
+def test_name_that_is_no_text_is_rejected(import_file, dump, name, message):
     result = import_file(yaml_of(name))
     assert (result.exit_code, result.stdout) == (1, "")
-    assert result.stderr == f"workflows[0].steps[0].name: {message}\n"
+    assert result.stderr == f"{ERRORS}workflows[0].steps[0].name: {message}\n"
     assert dump()["Project"] == {}
 
 
@@ -190,7 +222,7 @@ ODD = "a\u2028b\u2029c\x85d\ufeffe\x7f\x1b\uffff🙂"
     ],
     ids=range(15),
 )  # fmt: skip
-def test_body_comes_as_openfn_reads_it(import_file, dump, expression, body):
+def test_body_is_read_as_openfn_reads_it(import_file, dump, expression, body):
     result = import_file(yaml_of(expression=expression))
     assert result.exit_code == 0, result.stderr
     assert dump()["Job"][JOB]["body"] == body
@@ -223,7 +255,7 @@ def test_optional_keys_are_read(import_file, project, job, dump):
 def test_what_the_project_file_no_longer_has_is_deleted(import_file, project, dump):
     import_file(project)
     project["workflows"][0]["steps"].pop()
-    assert "1 jobs deleted" in import_file(project).stdout
+    assert "1 job deleted" in import_file(project).stdout
     assert dump()["Job"] == {}
 
 
@@ -259,21 +291,17 @@ STEP = "workflows[0].steps[1]"
          f"{STEP}.openfn.inserted_at: Not a valid datetime."),
         (["workflows", 0, "steps", 1, "expression"], REMOVE,
          f"{STEP}.expression: {MISSING}"),
-        (["workflows", 0, "steps", 1, "expression"], "\ud800",
-         f"{STEP}.expression: Must not contain lone surrogates."),
         (["workflows", 0, "steps", 1, "name"], "x" * 256,
          f"{STEP}.name: Longer than maximum length 255."),
         (["workflows", 0, "steps", 1, "adaptor"], None,
          f"{STEP}.adaptor: Field may not be null."),
-        (["schema_version"], "5.0", "schema_version: Must be 4.0, not 5.0."),
-        (["schema_version"], REMOVE, "schema_version: Must be 4.0, not missing."),
     ],
     ids=lambda value: ascii(value)[:30],
 )  # fmt: skip
-def test_fault_is_named_with_the_file_s_own_place(
+def test_error_has_its_location_in_the_file(
     import_file, project, dump, path, value, line
 ):
-    """And the database stays as it was."""
+    """The database stays as it was."""
     import_file(project)
     before = dump()
     *way, key = path
@@ -285,101 +313,151 @@ def test_fault_is_named_with_the_file_s_own_place(
         del entry[key]
     result = import_file(project)
     assert (result.exit_code, result.stdout) == (1, "")
-    assert result.stderr == f"{line}\n"
+    assert result.stderr == f"{ERRORS}{line}\n"
     assert dump() == before
 
 
 @sqlite_only
-@pytest.mark.parametrize("mark", [{"cli": {"version": 2}}, {"version": 2}])
-def test_older_project_file_is_told_which_are_known(import_file, project, mark):
-    del project["schema_version"]
-    result = import_file(project | mark)
-    assert (result.exit_code, result.stderr) == (
-        1,
-        "schema_version: Must be 4.0, not missing.\n",
-    )
+def test_key_that_a_project_file_lacks_is_cleared(import_file, project, job, dump):
+    """OpenFn writes no key whose value is null; adaptors and times are not cleared."""
+    import_file(project)
+    before = dump()
+    project["options"] = {
+        "allow_support_access": True,
+        "scheduled_deletion": "2030-01-01T00:00:00Z",
+    }
+    flow = project["workflows"][0]["openfn"]
+    flow["deleted_at"] = "2024-01-01T00:00:00Z"
+    assert "1 project updated, 1 workflow updated" in import_file(project).stdout
+    del project["options"], flow["deleted_at"]
+    assert "1 project updated, 1 workflow updated" in import_file(project).stdout
+    assert dump() == before
+    job["openfn"]["updated_at"] = job["openfn"]["inserted_at"] = "2024-01-01T00:00:00Z"
+    job["adaptor"] = "@openfn/language-http@7.2.3"
+    assert "1 job updated" in import_file(project).stdout
+    before = dump()
+    job["openfn"]["updated_at"] = None
+    del job["openfn"]["inserted_at"], job["adaptor"]
+    assert "1 job unchanged" in import_file(project).stdout
+    assert dump() == before
 
 
-def test_id_of_another_project_is_refused(import_file, project, dump):
+@sqlite_only
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"schema_version": "5.0"},
+        {"schema_version": None},
+        {"schema_version": None, "cli": {"version": 2}},
+        {"schema_version": None, "version": 2},
+    ],
+)
+def test_other_version_of_a_project_file_is_rejected(import_file, project, change):
+    result = import_file(project | change)
+    assert (result.exit_code, result.stderr) == (1, UNKNOWN_FORM)
+
+
+def test_id_of_another_project_is_rejected(import_file, project, dump):
     import_file(project)
     before = dump()
     project["openfn"]["uuid"] = OTHER
     result = import_file(project)
     assert (result.exit_code, result.stderr) == (
         1,
-        "workflows[0].openfn.uuid: Belongs to another project.\n"
+        f"{ERRORS}workflows[0].openfn.uuid: Belongs to another project.\n"
         f"{STEP}.openfn.uuid: Belongs to another project.\n",
     )
     assert dump() == before
 
 
 @sqlite_only
-def test_step_that_stands_twice_is_refused(import_file, project, job):
+def test_step_that_appears_twice_is_rejected(import_file, project, job):
     project["workflows"][0]["steps"].append(copy.deepcopy(job))
     result = import_file(project)
     assert result.stderr == (
-        f"workflows[0].steps[2].openfn.uuid: Stands at {STEP} too.\n"
+        f"{ERRORS}workflows[0].steps[2].openfn.uuid: Duplicate of {STEP}.openfn.uuid.\n"
     )
-
-
-NO_TEXT = "expected a scalar node, but found sequence"
 
 
 @sqlite_only
 @pytest.mark.parametrize(
-    ("content", "problem", "line", "column"),
+    ("content", "problem"),
     [
-        ("a: b: c", "mapping values are not allowed in this context", 1, 5),
-        ("a: 'b", "found unexpected end of stream", 2, 1),
-        ("a: 1\nb: 2\na: 3", 'found "a" twice in one object', 3, 1),
-        ("x:\n  - {a: 1, 'a': 3}", 'found "a" twice in one object', 2, 12),
-        ("a: 1\n---\nb: 2", "but found another document", 2, 1),
-        ("a: !!python/object:os.system x", "found a tag", 1, 4),
-        ("a: !!str x", "found a tag", 1, 4),
-        ("!x {a: b}", "found a tag", 1, 1),
-        ("? [a]\n: b", NO_TEXT, 1, 3),
-        ("a: *b", "found undefined alias", 1, 4),
-        ("a: &b [*b]", "found unconstructable recursive node", 1, 4),
-        ('a: "\\ud800"', "found invalid Unicode character escape code", 1, 7),
-        (
-            "a: |\n  \tx\nb: |\n  \tx\nc: d: e",
-            "mapping values are not allowed in this context",
-            5,
-            5,
-        ),
+        ("a: b: c", "line 1, column 5: mapping values are not allowed in this context"),
+        ("a: 1\nb: 'c", "line 2, column 4: unclosed quote"),
+        ("a: 1\nb: 2\na: 3", "duplicate mapping key: 'a'"),
+        ("x:\n  - {a: 1, 'a': 3}", "duplicate mapping key: 'a'"),
+        ("a: *b", "line 1, column 4: while parsing node, found unknown anchor"),
+        ("a: !!python/object:os.system x", "Invalid tag: '!!python/object:os.system'"),
+        ('{"a": "\\ud800"}', "found high surrogate without following low surrogate"),
+        ("x: " + "[" * 100_000, "recursion limit exceeded"),
+        ("x: " + "[" * 900 + "]" * 900, "recursion limit exceeded"),
+        ("{'" + "k" * 1_000_000 + "': 1}", "did not find expected ',' or '}'"),
+        ("!!int " + "k" * 1_000_000, "kkk…"),
     ],
+    ids=lambda value: ascii(value)[:30],
 )
-def test_what_is_no_yaml_is_refused_with_its_place(
-    import_file, content, problem, line, column
-):
+def test_what_is_no_yaml_is_rejected_in_one_line(import_file, content, problem):
     result = import_file(content)
     assert (result.exit_code, result.stdout) == (1, "")
-    assert result.stderr == (
-        f"The file is neither JSON nor plain YAML: {problem} "
-        f"at line {line}, column {column}.\n"
+    assert result.stderr.startswith(
+        "Error: The file is neither YAML nor JSON in UTF-8: "
     )
+    assert problem in result.stderr and result.stderr.count("\n") == 1
+    assert len(result.stderr) < 250
 
 
 @sqlite_only
 @pytest.mark.parametrize(
     ("content", "line"),
     [
-        ("", "The file: Must be an object."),
-        ("# nothing", "The file: Must be an object."),
         ("- " * 100_000, "The file is nested too deep."),
-        ("x: " + "[" * 100_000, "The file is nested too deep."),
-        ("x: " + "[" * 900 + "]" * 900, "The file is nested too deep."),
-        (b"a: \xff", "The file is not UTF-8 at byte 3."),
+        (
+            b"a: \xff",
+            "The file is neither YAML nor JSON in UTF-8: "
+            "'utf-8' codec can't decode byte 0xff in position 3: invalid start byte.",
+        ),
+        (yaml_of() + "\0\n" + yaml_of(), "The file contains a NUL character."),
     ],
-    ids=range(6),
+    ids=range(3),
 )
-def test_what_is_no_project_file_is_refused_in_one_line(
+def test_file_that_the_parser_would_mangle_is_rejected(
     import_file, dump, content, line
 ):
+    """The parser ignores what follows a NUL, and exits where it is nested too deep."""
     result = import_file(content)
     assert (result.exit_code, result.stdout) == (1, "")
-    assert result.stderr == f"{line}\n"
+    assert result.stderr == f"Error: {line}\n"
     assert dump()["Project"] == {}
+
+
+@sqlite_only
+@pytest.mark.parametrize(
+    "content",
+    [
+        "",
+        "# nothing",
+        "<!DOCTYPE html>\n<html><head><title>Log in</title></head></html>",
+        "project:\n  uuid: x\nworkspace:\n  formats: {}",
+        "name: a project\nworkflows:\n  flow:\n    name: Flow\n    jobs: {}",
+        "id: flow\nname: Flow\nsteps: []",
+        yaml_of() + "\n---\n" + yaml_of(),
+    ],
+    ids=["nothing", "comment", "page", "openfn.yaml", "spec", "workflow", "two"],
+)
+def test_file_of_another_form_is_rejected(import_file, dump, content):
+    result = import_file(content)
+    assert (result.exit_code, result.stdout, result.stderr) == (1, "", UNKNOWN_FORM)
+    assert dump()["Project"] == {}
+
+
+@sqlite_only
+def test_tag_of_a_text_runs_nothing(import_file, dump, tmp_path):
+    made = tmp_path / "made"
+    content = yaml_of(name=f"!!python/object/apply:os.mkdir ['{made}']")
+    assert import_file(content).exit_code == 1 and not made.exists()
+    assert import_file(yaml_of(name="!!str 12")).exit_code == 0
+    assert dump()["Job"][JOB]["name"] == "12"
 
 
 @sqlite_only
@@ -398,7 +476,7 @@ def test_alias_stands_for_what_it_names(import_file, dump):
 
 
 def peak_of(call):
-    """The most bytes that Python's objects took during a call, and its result."""
+    """Return a call's result, and the peak of the bytes that Python allocated."""
     tracemalloc.start()
     try:
         return call(), tracemalloc.get_traced_memory()[1]
@@ -407,7 +485,7 @@ def peak_of(call):
 
 
 def laughs(item, depth):
-    """Lists of ten aliases each, over one another."""
+    """Return nested lists, each of which has ten aliases of the one before."""
     lines = [f"a0: &a0 {item}"]
     lines += [
         f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 10)}]" for n in range(1, depth)
@@ -415,12 +493,12 @@ def laughs(item, depth):
     return "\n".join(lines)
 
 
-# A thousand workflows, each of which has the same thousand jobs.
+# Fifty workflows, each of which has the same thousand jobs.
 SAME_JOBS = (
     "schema_version: '4.0'\njobs: &jobs\n"
     + "- {}\n" * 1000
     + "workflows:\n"
-    + "- {steps: *jobs}\n" * 1000
+    + "- {steps: *jobs}\n" * 50
 )
 
 
@@ -433,9 +511,11 @@ SAME_JOBS = (
         + yaml_of().replace("workflows:", "workflows: *a8\nx:"),
         laughs("ha", 50) + yaml_of().replace("'4.0'", "*a49"),
         SAME_JOBS,
+        SAME_JOBS + "- {steps: *jobs}\n" * 950,
         f"x: &x {'é' * 200_000}\nys:\n" + "- *x\n" * 20_000,
+        f"x: &x {'é' * 200_000}\nys:\n" + "- *x\n" * 100,
     ],
-    ids=["unread", "workflows", "version", "jobs", "text"],
+    ids=["unread", "workflows", "version", "jobs", "more", "text", "less text"],
 )
 def test_billion_laughs_cost_little(import_file, content):
     result, peak = peak_of(lambda: import_file(content))
@@ -444,22 +524,27 @@ def test_billion_laughs_cost_little(import_file, content):
 
 
 @sqlite_only
-def test_hundreds_of_faults_are_told_and_the_rest_is_counted(import_file, new_state):
-    """Each with a place of a few words, whatever the file has for keys."""
-    long = "k" * 1_000_000
+def test_hundreds_of_errors_are_reported_and_the_rest_is_counted(
+    import_file, new_state
+):
+    """A location is short, however long a key of the file is."""
+    long = "k" * 1000
     state = new_state(jobs=0)
     flow = {"id": WORKFLOW, "name": "x", "jobs": [{} for _ in range(2000)]}
     state["workflows"] = {long: flow}
     result, peak = peak_of(lambda: import_file(state))
-    *lines, last = result.stderr.splitlines()
-    assert len(lines) == 200 and last == "And 5800 faults more."
-    assert lines[0] == f"workflows.{'k' * 80}….jobs[0].id: {MISSING}"
+    title, *lines, last = result.stderr.splitlines(keepends=True)
+    assert title == ERRORS
+    assert len(lines) == 200 and last == "5800 more errors.\n"
+    assert lines[0] == f"workflows.{'k' * 150}….jobs[0].id: {MISSING}\n"
     assert peak < 50_000_000
+    flow["jobs"] = [{}] * 67
+    assert import_file(state).stderr.endswith("\n1 more error.\n")
 
 
 @pytest.fixture
 def statements(app):
-    """Those that are sent to the database, one for many rows."""
+    """The statements that are sent to the database; one may insert many rows."""
     sent = []
     with app.app_context():
         event.listen(
@@ -471,7 +556,7 @@ def statements(app):
 def test_number_of_statements_does_not_grow_with_the_jobs(
     import_state, new_state, statements
 ):
-    """Whether the jobs are new, the same, changed or gone."""
+    """The jobs are new, unchanged, changed, and at last deleted."""
     counts = []
     for jobs in (30, 300):
         state = new_state(jobs=jobs)
