@@ -16,7 +16,7 @@ monkey.patch_all()
 
 # The master imports the libraries, so that workers share them and start in 0.1 s in
 # place of 0.7. Each worker imports the service itself, so that HUP serves new code.
-for library in ("flask_sqlalchemy", "marshmallow", "orjson", "psycopg"):
+for library in ("flask_sqlalchemy", "marshmallow", "orjson", "psycopg", "yaml_rs"):
     import_module(library)
 
 # gunicorn's own default would be all addresses of the machine where PORT is set.
