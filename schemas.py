@@ -1,10 +1,11 @@
-"""Marshmallow: what a request may ask, and how answers look (JSON:API in shape)."""
+"""Marshmallow schemas: query parameters in, JSON:API documents out."""
 
 import re
 from collections.abc import Iterable, Mapping
 from datetime import datetime
 from functools import cache
 from typing import Any, TypeGuard
+from urllib.parse import urlencode
 
 from marshmallow import Schema, ValidationError, fields, validate
 from werkzeug.datastructures import MultiDict
@@ -13,17 +14,17 @@ MAX_PAGE = 2**31 - 1
 DEFAULT_PAGE_SIZE = 10
 UUID = re.compile("[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.ASCII | re.I)
 
-# By the names of columns, as SQLAlchemy's RowMapping has it.
+# A row of a query by column names. SQLAlchemy types the keys of a RowMapping as Any.
 Row = Mapping[Any, Any]
 
 
 def is_id(value: Any) -> TypeGuard[str]:
-    """Whether a value is a UUID in its 36-character form, in either case."""
+    """Return whether a value is a UUID in its 36-character form, in either case."""
     return isinstance(value, str) and UUID.fullmatch(value) is not None
 
 
 class Id(fields.Field[str]):
-    """A UUID in its 36-character form, either case; lower case once it is loaded."""
+    """A UUID in its 36-character form, loaded in lower case."""
 
     default_error_messages = {"invalid": "Not a valid UUID."}
 
@@ -39,24 +40,25 @@ class StrictInteger(fields.Field[int]):
     def __init__(
         self, minimum: int, maximum: int | None = None, **options: Any
     ) -> None:
-        limits = (
-            f"between {minimum} and {maximum}" if maximum else f"above {minimum - 1}"
-        )
+        limits = f"between {minimum} and {maximum}" if maximum else f"{minimum} or more"
         super().__init__(
             validate=validate.Range(minimum, maximum, error=f"must be {limits}."),
-            error_messages={"invalid": f"must be a whole number {limits}."},
+            error_messages={
+                "invalid": f"must be a whole number {'' if maximum else 'of '}{limits}."
+            },
             **options,
         )
 
     def _deserialize(self, value: Any, *args: Any, **kwargs: Any) -> int:
-        if not re.fullmatch("[0-9]+", str(value)):
+        # int() accepts signs, spaces, underscores and digits of other scripts.
+        match = re.fullmatch("0*([0-9]{1,99})", str(value))
+        if match is None:
             raise self.make_error("invalid")
-        # int() refuses thousands of digits; 18 that matter are beyond every maximum.
-        return int(str(value).lstrip("0")[:18] or 0)
+        return int(match[1])
 
 
 class UTCDateTime(fields.NaiveDateTime):
-    """A naive UTC time; as text in ISO 8601, with six digits and ``Z`` when dumped."""
+    """A naive UTC time, dumped in ISO 8601 with six digits and ``Z``."""
 
     def _serialize(self, value: datetime | None, *args: Any, **kwargs: Any) -> Any:
         return value and value.isoformat("T", "microseconds") + "Z"
@@ -70,20 +72,20 @@ class UTCDateTime(fields.NaiveDateTime):
 
 @cache
 def query_params_schema(max_page_size: int, only: tuple[str, ...]) -> Schema:
-    """The schema of some arguments of a list, up to the configured limit of a page."""
+    """Return the schema of the query parameters that a route accepts."""
     default = min(DEFAULT_PAGE_SIZE, max_page_size)
 
-    class Arguments(Schema):
-        error_messages = {"unknown": "is not an argument of this request."}
+    class QueryParamsSchema(Schema):
+        error_messages = {"unknown": "is not a query parameter of this request."}
         page = StrictInteger(1, MAX_PAGE, load_default=1)
         page_size = StrictInteger(1, max_page_size, load_default=default)
         project_id = Id(error_messages={"invalid": "must be a UUID."})
 
-    return Arguments(only=only)
+    return QueryParamsSchema(only=only)
 
 
-class JobAttributes(Schema):
-    """What is told of a job; lists leave out the body."""
+class JobAttributesSchema(Schema):
+    """The attributes of a job; lists leave out the body."""
 
     name = fields.String()
     adaptor = fields.String()
@@ -92,28 +94,29 @@ class JobAttributes(Schema):
     body = fields.String()
 
 
-job_attributes, list_attributes = JobAttributes(), JobAttributes(exclude=["body"])
+job_attributes = JobAttributesSchema()
+list_attributes = JobAttributesSchema(exclude=["body"])
 
 
 def validate_query_params(
-    schema: Schema, arguments: MultiDict[str, str]
+    schema: Schema, params: MultiDict[str, str]
 ) -> dict[str, Any]:
-    """The arguments of a request; ValidationError names each one that is at fault."""
-    loaded, faults = {}, {}
+    """Return the parameters with defaults, or raise a message for each wrong one."""
+    loaded, errors = {}, {}
     try:
-        loaded = schema.load(arguments.to_dict())
+        loaded = schema.load(params.to_dict())
     except ValidationError as error:
-        faults = error.messages_dict
-    for name, values in arguments.lists():
+        errors = error.messages_dict
+    for name, values in params.lists():
         if len(values) > 1:
-            faults[name] = ["must be given once."]
-    if faults:
-        raise ValidationError(faults)
+            errors[name] = ["must be given only once."]
+    if errors:
+        raise ValidationError(errors)
     return loaded
 
 
 def list_meta(page: int, page_size: int, total: int) -> dict[str, int]:
-    """The numbers of a page and of its list, which has one page at least."""
+    """Return the numbers of a page and of its list, which has at least one page."""
     return {
         "page_number": page,
         "page_size": page_size,
@@ -123,30 +126,26 @@ def list_meta(page: int, page_size: int, total: int) -> dict[str, int]:
 
 
 def list_links(
-    url: str, arguments: Mapping[str, Any], page: int, last: int
+    url: str, params: Mapping[str, Any], page: int, last: int
 ) -> dict[str, str | None]:
-    """The URLs of a page and of the others, with the request's own arguments."""
+    """Return the URLs of a page and of other pages, with the request's parameters."""
     return {
-        "self": build_url(url, arguments),
-        "first": build_url(url, arguments, page=1),
-        "last": build_url(url, arguments, page=last),
-        "next": build_url(url, arguments, page=page + 1) if page < last else None,
-        "prev": (
-            build_url(url, arguments, page=min(page - 1, last)) if page > 1 else None
-        ),
+        "self": build_url(url, params),
+        "first": build_url(url, params, page=1),
+        "last": build_url(url, params, page=last),
+        "next": build_url(url, params, page=page + 1) if page < last else None,
+        "prev": build_url(url, params, page=min(page - 1, last)) if page > 1 else None,
     }
 
 
-def build_url(url: str, arguments: Mapping[str, Any], **others: int) -> str:
-    """The URL with the arguments, of which others may take the place."""
-    # Numbers and ids, which need no quotes.
-    pairs = sorted({**arguments, **others}.items())
-    query = "&".join(f"{name}={value}" for name, value in pairs)
+def build_url(url: str, params: Mapping[str, Any], **overrides: int) -> str:
+    """Return the URL with the query parameters, some of them overridden."""
+    query = urlencode(sorted({**params, **overrides}.items()))
     return f"{url}?{query}" if query else url
 
 
 def link_header(links: Mapping[str, str | None]) -> str:
-    """The links to other pages as the header ``Link`` (RFC 8288)."""
+    """Return the links to other pages as the value of ``Link`` (RFC 8288)."""
     relations = [name for name in ("first", "prev", "next", "last") if links[name]]
     return ", ".join(f'<{links[name]}>; rel="{name}"' for name in relations)
 
@@ -157,17 +156,14 @@ def list_document(
     links: Mapping[str, Any],
     meta: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """The answer with one page of jobs."""
-    attributes = list_attributes.dump(jobs, many=True)
-    data = [
-        job_resource(job, attributes, jobs_url)
-        for job, attributes in zip(jobs, attributes, strict=True)
-    ]
+    """Return the document with one page of jobs."""
+    pairs = zip(jobs, list_attributes.dump(jobs, many=True), strict=True)
+    data = [job_resource(job, attributes, jobs_url) for job, attributes in pairs]
     return {"data": data, "included": [], "links": links, "meta": meta}
 
 
 def job_document(job: Row, jobs_url: str) -> dict[str, Any]:
-    """The answer with one job, its workflow and its project."""
+    """Return the document with one job, its workflow and its project."""
     resource = job_resource(job, job_attributes.dump(job), jobs_url)
     workflow = {
         "type": "workflows",
@@ -185,7 +181,7 @@ def job_document(job: Row, jobs_url: str) -> dict[str, Any]:
 
 
 def job_resource(job: Row, attributes: Any, jobs_url: str) -> dict[str, Any]:
-    """A job with its attributes as a resource object."""
+    """Return a job with its attributes as a resource object."""
     return {
         "type": "jobs",
         "id": job["id"],
@@ -199,5 +195,5 @@ def job_resource(job: Row, attributes: Any, jobs_url: str) -> dict[str, Any]:
 
 
 def relationship(resource_type: str, resource_id: str) -> dict[str, Any]:
-    """A relationship to one resource."""
+    """Return a relationship to one resource."""
     return {"data": {"type": resource_type, "id": resource_id}}
