@@ -18,7 +18,7 @@ from auth import require_access, require_job, token_required
 from cli import commands
 from config import load_config
 from database import describe_error, init_database, is_unavailable, read_connection
-from models import health_query, paginate
+from models import check_queries, paginate
 from swagger_ui import swagger_ui
 
 jobs = Blueprint("jobs", __name__)
@@ -90,7 +90,7 @@ def add_headers(response: Response) -> Response:
 def health_check() -> dict[str, str]:
     """Whether a table can be read: 200, or 503."""
     with read_connection() as connection:
-        connection.execute(health_query).first()
+        check_queries(connection)
     return {"status": "ok"}
 
 
@@ -163,12 +163,12 @@ def list_response(
     The list is at ``url``, or at that of all jobs.
     """
     number, size, root = arguments["page"], arguments["page_size"], jobs_url()
-    page = paginate(g.connection, g.user_id, project_id, number, size)
-    require_access(project_id, page.is_accessible)
-    meta = schemas.list_meta(number, size, page.total)
+    rows, total, access = paginate(g.connection, g.user_id, project_id, number, size)
+    require_access(project_id, access)
+    meta = schemas.list_meta(number, size, total)
     given = {name: arguments[name] for name in arguments if name in request.args}
     links = schemas.list_links(url or root, given, number, meta["total_pages"])
-    response = conditional_response(schemas.list_document(page.jobs, root, links, meta))
+    response = conditional_response(schemas.list_document(rows, root, links, meta))
     response.headers["Link"] = schemas.link_header(links)
     return response
 

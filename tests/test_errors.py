@@ -243,6 +243,16 @@ def test_missing_column_is_a_500(client, seed, rename_column, caplog):
     assert client.get("/api/jobs", headers=seed.auth_header).status_code == 200
 
 
+def test_missing_column_makes_the_health_check_fail(client, seed, rename_column):
+    """A load balancer takes the instance out, whichever query needs the column."""
+    columns = ("jobs", "body"), ("projects", "name"), ("users", "disabled")
+    for table, column in columns:
+        rename_column(table, column, "renamed")
+        assert client.get("/health_check").status_code == 503
+        rename_column(table, "renamed", column)
+        assert client.get("/health_check").status_code == 200
+
+
 def test_request_without_a_token_never_queries_the_database(make_app, tmp_path):
     for url in (f"sqlite:///{tmp_path}/no/jobs.db", "postgresql://127.0.0.1:1/x"):
         client = make_app(DATABASE_URL=url).test_client()
