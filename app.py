@@ -1,4 +1,4 @@
-"""The application: its factory, its routes, its errors."""
+"""The application factory, the routes, and the error handlers."""
 
 import logging
 from collections.abc import Mapping
@@ -25,16 +25,15 @@ jobs = Blueprint("jobs", __name__)
 
 
 def create_app(config: Mapping[str, Any] | None = None) -> Flask:
-    """The service: configured by ``config`` in a test, else by the environment."""
+    """Create the application, configured by ``config`` or else by the environment."""
     app = Flask(__name__, static_folder=None)
     app.config.update(load_config(config))
-    # Flask checks TRUSTED_HOSTS on every path; ours spares the health check.
-    app.config["KNOWN_HOSTS"] = app.config["TRUSTED_HOSTS"]
-    app.config["TRUSTED_HOSTS"] = None
+    # Flask would check TRUSTED_HOSTS on every path, also on that of the health check.
+    app.config.update(KNOWN_HOSTS=app.config["TRUSTED_HOSTS"], TRUSTED_HOSTS=None)
     app.logger.addFilter(escape_control_characters)
     init_database(app)
     apply_proxy_fix(app)
-    # Both answer with redirects, unless they are off before the first rule.
+    # By default, Werkzeug redirects to the path with or without the slashes.
     app.url_map.strict_slashes = False
     app.url_map.merge_slashes = False
     app.register_blueprint(jobs)
@@ -47,40 +46,40 @@ def create_app(config: Mapping[str, Any] | None = None) -> Flask:
 
 
 def escape_control_characters(record: logging.LogRecord) -> bool:
-    """Keep a path from looking like a line of the log: Flask logs it decoded."""
+    """Escape control characters, since Flask logs the decoded path of a request."""
     record.msg = record.msg.encode("unicode_escape").decode()
     return True
 
 
 def apply_proxy_fix(app: Flask) -> None:
-    """Take what TRUSTED_PROXIES proxies forward for the caller's address and ours."""
+    """Trust the X-Forwarded headers of as many proxies as TRUSTED_PROXIES says."""
     if count := app.config["TRUSTED_PROXIES"]:
         proxy_fix = ProxyFix(app.wsgi_app, x_for=count, x_proto=count, x_host=count)
-        app.wsgi_app = proxy_fix  # type: ignore[method-assign]  # as Flask has it
+        app.wsgi_app = proxy_fix  # type: ignore[method-assign]  # as Flask documents it
 
 
 @jobs.before_app_request
 def check_host() -> None:
-    """Refuse what links could not repeat: no host (400), no such scheme, ``//`` (404).
-
-    Werkzeug gives an empty host for a malformed one, and overlooks slashes that are
-    doubled at the start of a path. The health check repeats no host.
-    """
+    """Abort if the host is malformed or untrusted, because links repeat it."""
+    # Werkzeug would route //api/jobs like /api/jobs.
     if request.environ["PATH_INFO"].startswith("//"):
         abort(404)
+    # Werkzeug returns an empty host if the header is malformed.
     if not request.host or request.scheme not in ("http", "https"):
-        abort(400, "The Host header, or what the proxy forwards for it, is malformed.")
-    known = current_app.config["KNOWN_HOSTS"]
-    if known and request.endpoint != "jobs.health_check":
-        # Names of hosts have no case, and may end in a dot (RFC 3986, 3.2.2).
+        abort(400, "The Host header, or what a proxy forwards for it, is malformed.")
+    known_hosts = current_app.config["KNOWN_HOSTS"]
+    # Load balancers request the health check by address, and it has no links.
+    if known_hosts and request.endpoint != "jobs.health_check":
+        # Host names are case-insensitive and may end in a dot (RFC 3986, 3.2.2).
         name = request.host.lower().replace(".:", ":").removesuffix(".")
-        if not host_is_trusted(name, known):
-            abort(400, "The Host header, or what the proxy forwards, is refused.")
+        if not host_is_trusted(name, known_hosts):
+            current_app.logger.warning("Host %s is not in TRUSTED_HOSTS.", request.host)
+            abort(400, f"The host {request.host} is not in TRUSTED_HOSTS.")
 
 
 @jobs.after_app_request
 def add_headers(response: Response) -> Response:
-    """Forbid sniffing, and keeping whatever does not say how long it is good for."""
+    """Forbid content sniffing, and caching unless the response says otherwise."""
     response.headers["X-Content-Type-Options"] = "nosniff"
     response.headers.setdefault("Cache-Control", "no-store")
     return response
@@ -88,7 +87,7 @@ def add_headers(response: Response) -> Response:
 
 @jobs.get("/health_check")
 def health_check() -> dict[str, str]:
-    """Whether a table can be read: 200, or 503."""
+    """Return 200 if the queries of the other routes can be run, otherwise 503."""
     with read_connection() as connection:
         check_queries(connection)
     return {"status": "ok"}
@@ -96,9 +95,8 @@ def health_check() -> dict[str, str]:
 
 @jobs.get("/api/openapi.json")
 def show_openapi() -> Response:
-    """The OpenAPI document, with the configured limits and the prefix of its paths."""
-    text = Path(current_app.root_path, "openapi.json").read_bytes()
-    document = orjson.loads(text)
+    """Return the OpenAPI document with the configured limits and path prefix."""
+    document = orjson.loads(Path(current_app.root_path, "openapi.json").read_bytes())
     document["servers"][0]["url"] = request.root_path or "/"
     schema = document["components"]["parameters"]["page_size"]["schema"]
     schema["maximum"] = current_app.config["MAX_PAGE_SIZE"]
@@ -109,15 +107,15 @@ def show_openapi() -> Response:
 @jobs.get("/api/jobs")
 @token_required
 def list_jobs() -> Response:
-    """One page of the jobs that the caller can access, or of one project's."""
-    arguments = load_query_params("page", "page_size", "project_id")
-    return list_response(arguments, arguments.get("project_id"))
+    """Return a page of the jobs that the caller can access, or of one project's."""
+    params = load_query_params("page", "page_size", "project_id")
+    return list_response(params, params.get("project_id"))
 
 
 @jobs.get("/api/projects/<project_id>/jobs")
 @token_required
 def list_project_jobs(project_id: str) -> Response:
-    """One page of a project's jobs."""
+    """Return a page of a project's jobs."""
     project_id = parse_id(project_id)
     url = url_for("jobs.list_project_jobs", project_id=project_id, _external=True)
     return list_response(load_query_params("page", "page_size"), project_id, url)
@@ -127,46 +125,40 @@ def list_project_jobs(project_id: str) -> Response:
 @jobs.get("/api/projects/<project_id>/jobs/<job_id>", endpoint="show_project_job")
 @token_required
 def show_job(job_id: str, project_id: str | None = None) -> Response:
-    """One job with its body, if it is in the project, where the path names one."""
+    """Return a job with its body; if the path names a project, the job is in it."""
     job_id, project_id = parse_id(job_id), project_id and parse_id(project_id)
     load_query_params()
-    return conditional_response(
-        schemas.job_document(require_job(job_id, project_id), jobs_url())
-    )
+    document = schemas.job_document(require_job(job_id, project_id), jobs_url())
+    return conditional_response(document)
 
 
 def parse_id(text: str) -> str:
-    """An id from the path in lower case, or the answer 400."""
+    """Return an id from the path in lower case, or abort with 400."""
     if not schemas.is_id(text):
         abort(400, f"{text} is not a UUID.")
     return text.lower()
 
 
 def load_query_params(*names: str) -> dict[str, Any]:
-    """The arguments of the request, with defaults; 400 for any that is not named."""
-    schema = schemas.query_params_schema(
-        current_app.config["MAX_PAGE_SIZE"], only=names
-    )
+    """Return the named query parameters with defaults; any other one is a 400."""
+    schema = schemas.query_params_schema(current_app.config["MAX_PAGE_SIZE"], names)
     return schemas.validate_query_params(schema, request.args)
 
 
 def jobs_url() -> str:
-    """The absolute URL of the list of all jobs, below which each job has its own."""
+    """Return the absolute URL of the list of all jobs."""
     return url_for("jobs.list_jobs", _external=True)
 
 
 def list_response(
-    arguments: dict[str, Any], project_id: str | None, url: str | None = None
+    params: dict[str, Any], project_id: str | None, url: str | None = None
 ) -> Response:
-    """The page of a list that the arguments ask for, with the links to the others.
-
-    The list is at ``url``, or at that of all jobs.
-    """
-    number, size, root = arguments["page"], arguments["page_size"], jobs_url()
+    """Return a page of the list at ``url``, or of all jobs, with links to others."""
+    number, size, root = params["page"], params["page_size"], jobs_url()
     rows, total, access = paginate(g.connection, g.user_id, project_id, number, size)
     require_access(project_id, access)
     meta = schemas.list_meta(number, size, total)
-    given = {name: arguments[name] for name in arguments if name in request.args}
+    given = {name: value for name, value in params.items() if name in request.args}
     links = schemas.list_links(url or root, given, number, meta["total_pages"])
     response = conditional_response(schemas.list_document(rows, root, links, meta))
     response.headers["Link"] = schemas.link_header(links)
@@ -174,7 +166,7 @@ def list_response(
 
 
 def conditional_response(document: dict[str, Any]) -> Response:
-    """The document as JSON, or a 304 for ``If-None-Match`` (RFC 9110)."""
+    """Return the document as JSON, or 304 if ``If-None-Match`` has its ETag."""
     response = json_response(document)
     response.headers["Cache-Control"] = "private, no-cache"
     response.headers["Vary"] = "Authorization"
@@ -186,40 +178,43 @@ def conditional_response(document: dict[str, Any]) -> Response:
 
 
 def json_response(document: dict[str, Any]) -> Response:
-    """A 200 with the document."""
+    """Return a 200 with the document as JSON."""
     return Response(orjson.dumps(document), mimetype="application/json")
 
 
 def handle_http_exception(error: HTTPException) -> Response:
-    """The error as JSON; its status and its headers stay its own."""
+    """Return the error as JSON, with its own status and headers."""
     detail = error.description
-    # Our own 404s say what there is not; this one is the router's.
+    # Only the router raises NotFound without a description of its own.
     if detail == NotFound.description:
-        detail = "There is no such path: see /api/docs for those that there are."
+        detail = f"There is no such path. See {url_for('swagger_ui.show_page')}."
     return error_response(error, [{"detail": detail}])
 
 
 def handle_validation_error(error: ValidationError) -> Response:
-    """A 400 with an error object for each argument at fault."""
-    faults = [
+    """Return a 400 with an error object for each query parameter that is wrong."""
+    errors = [
         {"detail": f"{name} {message}", "source": {"parameter": name}}
         for name, [message] in sorted(error.messages_dict.items())
     ]
-    return error_response(BadRequest(), faults)
+    return error_response(BadRequest(), errors)
 
 
 def handle_database_error(error: SQLAlchemyError) -> Response:
-    """A 503 and a line in the log where asking again may help, else a fault of ours."""
+    """Return a 503 and log one line if the database is unavailable."""
+    # Other errors are bugs, which Flask logs with a traceback and returns as a 500. The
+    # health check is a 503 for each error, so that it shows a missing column, too.
     if not is_unavailable(error) and request.endpoint != "jobs.health_check":
         raise error
     current_app.logger.error("The database cannot be read: %s", describe_error(error))
-    unavailable = "The database cannot be read now."
-    return handle_http_exception(ServiceUnavailable(unavailable, retry_after=5))
+    return handle_http_exception(
+        ServiceUnavailable("The database cannot be read now.", retry_after=5)
+    )
 
 
-def error_response(error: HTTPException, faults: list[dict[str, Any]]) -> Response:
-    """JSON:API's error objects, and the reason phrase where the original has it."""
+def error_response(error: HTTPException, errors: list[dict[str, Any]]) -> Response:
+    """Return JSON:API error objects, with the reason phrase as ``error``."""
     common = {"status": str(error.code), "title": error.name}
-    document = {"error": error.name, "errors": [common | fault for fault in faults]}
+    document = {"error": error.name, "errors": [common | item for item in errors]}
     headers = error.get_headers()
     return Response(orjson.dumps(document), error.code, headers, "application/json")

@@ -146,3 +146,14 @@ def test_only_trusted_hosts_are_served(make_app, seed, host, status, trusted):
         ):
             response = client.get(path, headers=seed.auth_header | headers)
             assert response.status_code == expected
+
+
+@sqlite_only
+def test_host_that_is_not_trusted_is_logged(make_app, seed, caplog):
+    """The operator of a wrong setup is often the client too, and finds the cause."""
+    client = make_app(TRUSTED_HOSTS="jobs.example").test_client()
+    response = client.get("/api/jobs", headers={"Host": "other.example"})
+    detail = "The host other.example is not in TRUSTED_HOSTS."
+    assert response.json["errors"][0]["detail"] == detail
+    [record] = caplog.records
+    assert record.message == "Host other.example is not in TRUSTED_HOSTS."
