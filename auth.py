@@ -1,4 +1,4 @@
-"""Bearer tokens, and what they give access to."""
+"""Bearer tokens, and the access that they give."""
 
 import secrets
 from collections.abc import Callable
@@ -7,43 +7,40 @@ from functools import wraps
 from hashlib import sha256
 from typing import Any
 
+import click
 from flask import abort, current_app, g, request
 from sqlalchemy import Connection, RowMapping
 from werkzeug.datastructures import WWWAuthenticate
 from werkzeug.exceptions import Unauthorized
 
 import models
-from database import Refused, db, read_connection
+from database import db, read_connection
 
 
 def create_token(user: models.User) -> tuple[str, models.UserToken]:
-    """A new token of the user's and its row, which keeps the digest alone.
-
-    Raises Refused for a disabled user, whose tokens open nothing.
-    """
+    """Store the digest of a new token of the user; return the token and its row."""
     if user.disabled:
-        raise Refused(f"The user {user.email} is disabled.")
+        raise click.ClickException(f"The user {user.email} is disabled.")
     token = secrets.token_urlsafe(32)
     digest = sha256(token.encode()).digest()
-    row = models.UserToken(
-        user_id=user.id, context=models.HASHED_API_TOKEN, token=digest
-    )
+    context = models.HASHED_API_TOKEN
+    row = models.UserToken(user_id=user.id, context=context, token=digest)
     db.session.add(row)
     db.session.flush()
     return token, row
 
 
 def token_required(view: Callable[..., Any]) -> Callable[..., Any]:
-    """Answer 401 unless the request bears a valid token.
+    """Return 401 unless the request has a valid token; set ``g.user_id`` if it has.
 
-    For the view, ``g.connection`` is one to read with, and ``g.user_id`` the caller's.
+    The view reads the database through ``g.connection``.
     """
 
     @wraps(view)
-    def wrapped_view(**path: str) -> Any:
-        """The view's answer to a caller who is known."""
+    def wrapped_view(**path_params: str) -> Any:
+        """Find the user of the token, then call the view."""
         token = bearer_token()
-        if not token:
+        if token is None:
             raise unauthorized()
         values = {"token": token, "digest": sha256(token).digest()}
         with read_connection() as g.connection:
@@ -51,36 +48,38 @@ def token_required(view: Callable[..., Any]) -> Callable[..., Any]:
             if caller is None or is_expired(caller.inserted_at):
                 raise unauthorized("invalid_token")
             g.user_id = caller.user_id
-            return view(**path)
+            return view(**path_params)
 
     return wrapped_view
 
 
-def bearer_token() -> bytes:
-    """The token in the Authorization header as it was sent, or nothing (RFC 6750)."""
-    scheme, _, token = request.headers.get("Authorization", "").partition(" ")
-    if scheme.lower() != "bearer":
-        return b""
-    # WSGI hands over the bytes of a header as Latin-1; only a test client sends more.
-    return token.strip(" ").encode("latin-1", "backslashreplace")
+def bearer_token() -> bytes | None:
+    """Return the raw bearer token, or None if the request has none (RFC 6750)."""
+    header = request.authorization
+    if header is None or header.type != "bearer" or header.token == "":
+        return None
+    # Werkzeug reads "a=b" as parameters of the scheme. No token has this form.
+    token = header.token or ""
+    # WSGI decodes headers as Latin-1. Other characters come from test clients only.
+    return token.encode("latin-1", "backslashreplace")
 
 
 def unauthorized(error: str | None = None) -> Unauthorized:
-    """The 401, with a challenge that may tell an error (RFC 6750)."""
-    # As a token, since WWWAuthenticate leaves off the quotes of a parameter's value.
-    told = f', error="{error}"' if error else ""
-    challenge = WWWAuthenticate("bearer", token=f'realm="jobs"{told}')
+    """Return a 401 whose challenge may have an error code (RFC 6750)."""
+    error_param = f', error="{error}"' if error else ""
+    # Werkzeug would not quote the values of parameters, so pass them as a token.
+    challenge = WWWAuthenticate("bearer", token=f'realm="jobs"{error_param}')
     return Unauthorized("A valid bearer token is required.", None, challenge)
 
 
 def is_expired(inserted_at: datetime) -> bool:
-    """Whether a token has reached TOKEN_MAX_AGE_DAYS."""
+    """Return whether a token has reached TOKEN_MAX_AGE_DAYS."""
     max_age = current_app.config["TOKEN_MAX_AGE_DAYS"]
     return max_age is not None and (models.utc_now() - inserted_at).days >= max_age
 
 
 def require_access(project_id: str | None, is_accessible: bool | None) -> None:
-    """Answer 404 where the project does not exist (None), 403 where it is closed."""
+    """Abort with 404 if the project is unknown (None), with 403 if it is forbidden."""
     if is_accessible is None:
         abort(404, f"There is no project {project_id}.")
     if not is_accessible:
@@ -88,7 +87,7 @@ def require_access(project_id: str | None, is_accessible: bool | None) -> None:
 
 
 def require_job(job_id: str, project_id: str | None) -> RowMapping:
-    """The job with its body, or the answer 404 or 403, the project's first."""
+    """Return the job with its body, or abort; the path's project is checked first."""
     connection: Connection = g.connection
     ids = {"user_id": g.user_id, "job_id": job_id, "project_id": project_id}
     if project_id is not None:

@@ -4,16 +4,19 @@ import re
 from collections import Counter
 from collections.abc import Iterable
 from datetime import timedelta
-from typing import Any
+from typing import Any, TypeVar
 
 from click import ClickException
-from sqlalchemy import BindParameter, Delete, Select, bindparam, delete, func, select
+from sqlalchemy import Delete, Select, delete, exists, func, select
 
 from database import db
 from models import Job, Project, ProjectUser, User, UserToken, Workflow, new_id, utc_now
-from project_files import Columns, Entry, ProjectFile, raise_errors
+from project_files import Columns, ProjectFile, raise_errors
+from schemas import is_id
 
 ROLES = ("owner", "admin", "editor", "viewer")
+
+Row = TypeVar("Row", Project, UserToken)
 
 # An email and a role. "none" removes the member; None leaves the role of a member.
 Member = tuple[str, str | None]
@@ -21,7 +24,8 @@ Member = tuple[str, str | None]
 
 def parse_member(text: str) -> Member:
     """Return the member in EMAIL or EMAIL:ROLE."""
-    part, roles = r"[^@:\s\0\ud800-\udfff]+", (*ROLES, "none")
+    # PostgreSQL cannot store surrogates, and terminals would obey control characters.
+    part, roles = r"[^@:\s\x00-\x1f\x7f-\x9f\ud800-\udfff]+", (*ROLES, "none")
     match = re.fullmatch(f"({part}@{part})(?::({'|'.join(roles)}))?", text)
     if match is None or len(match[1].lower()) > 255:
         raise ClickException(
@@ -35,11 +39,11 @@ def import_project(file: ProjectFile, members: Iterable[Member] = ()) -> Counter
     """Make the database agree with a file, and count the rows by what was done."""
     project_id = file.project["id"]
     in_project = Workflow.project_id == project_id
-    project = rows_by_id(select(Project).filter_by(id=project_id))
+    old_project = rows_by_id(select(Project).filter_by(id=project_id))
     workflows = rows_by_id(select(Workflow).where(in_project))
     jobs = rows_by_id(select(Job).join(Workflow).where(in_project))
-    check_id_ownership(file, workflows, jobs)
-    counts = upsert(Project, [file.project], project)
+    check_id_ownership(file)
+    counts = upsert(Project, [file.project], old_project)
     counts += upsert(Workflow, [columns for _, columns in file.workflows], workflows)
     counts += upsert(Job, [columns for _, columns in file.jobs], jobs)
     # The rows that are left are not in the file. A deleted workflow would delete its
@@ -58,30 +62,22 @@ def rows_by_id(query: Select[Any]) -> dict[str, Any]:
     return {row.id: row for row in db.session.scalars(query)}
 
 
-def check_id_ownership(
-    file: ProjectFile, workflows: dict[str, Workflow], jobs: dict[str, Job]
-) -> None:
+def check_id_ownership(file: ProjectFile) -> None:
     """Reject a file with ids that workflows or jobs of another project have."""
+    # Read all ids, because databases limit the number of parameters of a statement.
+    is_other = Workflow.project_id != file.project["id"]
+    workflow_ids = select(Workflow.id).where(is_other)
+    job_ids = select(Job.id).join(Workflow).where(is_other)
     errors: list[str] = []
-    entries: list[Entry]
-    for model, entries, rows in (
-        (Workflow, file.workflows, workflows),
-        (Job, file.jobs, jobs),
-    ):
-        new = [columns["id"] for _, columns in entries if columns["id"] not in rows]
-        # The ids are a part of the statement, because the number of its parameters is
-        # limited to some thousands.
-        ids: BindParameter[Any] = bindparam(
-            "ids", new, expanding=True, literal_execute=True
-        )
-        foreign = set(db.session.scalars(select(model.id).where(model.id.in_(ids))))
+    for entries, query in (file.workflows, workflow_ids), (file.jobs, job_ids):
+        other_ids = set(db.session.scalars(query))
         errors += [
             f"{location}: Belongs to another project."
             for location, columns in entries
-            if columns["id"] in foreign
+            if columns["id"] in other_ids
         ]
     if errors:
-        raise_errors(iter(errors))
+        raise_errors(errors)
 
 
 def upsert(
@@ -99,8 +95,7 @@ def upsert(
         for name, value in columns.items():
             setattr(row, name, value)
         if isinstance(row, Job):
-            # Lists are sorted by time, so jobs that come later in the file get a later
-            # one.
+            # Lists are sorted by time, so later jobs of the file get later times.
             time = now + timedelta(microseconds=number)
             row.inserted_at = row.inserted_at or time
             row.updated_at = columns.get("updated_at", time)
@@ -110,20 +105,17 @@ def upsert(
 
 
 def access_hint(project_id: str) -> str | None:
-    """Return why no user can read a project and what to do about it, if it is so."""
-    project = db.session.get_one(Project, project_id)
-    if project.scheduled_deletion is not None:
-        return (
-            "No user can read the project, because it is scheduled for deletion. "
-            "Cancel the deletion in OpenFn, then import the project again."
-        )
-    members = select(ProjectUser.id).filter_by(project_id=project_id)
-    if db.session.scalar(members.limit(1)) is None:
-        return (
-            "No user can read the project yet. "
-            f"Add a member with: flask set-member {project_id} EMAIL"
-        )
-    return None
+    """Return why no user can read a project, and the remedy, or None."""
+    members = select(exists().where(ProjectUser.project_id == project_id))
+    if db.session.get_one(Project, project_id).scheduled_deletion:
+        cause = "is scheduled for deletion"
+        remedy = "Cancel the deletion in OpenFn, then import the project again."
+    elif not db.session.scalar(members):
+        cause = "has no members"
+        remedy = f"Add a member with: flask set-member {project_id} EMAIL"
+    else:
+        return None
+    return f"No user can read the project, because it {cause}. {remedy}"
 
 
 def delete_project(project: Project) -> Counter[str]:
@@ -182,6 +174,22 @@ def set_member(project_id: str, email: str, role: str | None) -> str:
 
 def find_user(email: str) -> User | None:
     """Return the user with an email, in any case."""
-    return db.session.scalar(
-        select(User).where(func.lower(User.email) == email.lower())
-    )
+    query = select(User).where(func.lower(User.email) == email.lower())
+    return db.session.scalar(query)
+
+
+def require_user(email: str) -> User:
+    """Return the user with an email. Raises ClickException if there is none."""
+    user = find_user(email)
+    if user is None:
+        remedy = f"Add one with: flask set-member PROJECT_ID {email}"
+        raise ClickException(f"There is no user {email}. {remedy}")
+    return user
+
+
+def require_row(model: type[Row], row_id: str, kind: str) -> Row:
+    """Return the row with an id. Raises ClickException if there is none."""
+    row = db.session.get(model, row_id.lower()) if is_id(row_id) else None
+    if row is None:
+        raise ClickException(f"There is no {kind} {row_id}. See: flask list-{kind}s")
+    return row

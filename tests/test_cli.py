@@ -18,6 +18,13 @@ from database import db, write_transaction
 from models import User, UserToken
 
 UNKNOWN_ID = "00000000-0000-0000-0000-000000000000"
+NOT_UTF_8 = (
+    "'utf-8' codec can't encode character '\\udcff' in position 0: "
+    "surrogates not allowed"
+)
+NO_USER = (
+    "There is no user nobody@x. Add one with: flask set-member PROJECT_ID nobody@x"
+)
 UUID = "[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}"
 
 
@@ -28,9 +35,45 @@ def user_email(import_state, new_state):
     return "you@example.org"
 
 
+def test_init_db_prints_the_tables_that_it_creates(app_without_tables):
+    result = app_without_tables.test_cli_runner().invoke(args=["init-db"])
+    assert result.exit_code == 0
+    names = result.stdout.removeprefix("Created the tables ").removesuffix(".\n")
+    assert {*names.split(", ")} == {*db.metadata.tables}
+
+
 def test_init_db_is_safe_to_repeat(run_flask, client, seed):
-    assert run_flask("init-db") == ""
+    assert run_flask("init-db") == "No table was missing.\n"
     assert client.get("/api/jobs", headers=seed.auth_header).status_code == 200
+
+
+def test_init_db_names_each_missing_column(app, runner, run_statements):
+    """init-db changes nothing then, not even by creating a table that is missing."""
+    run_statements(
+        "ALTER TABLE jobs DROP COLUMN body",
+        "ALTER TABLE users DROP COLUMN disabled",
+        "DROP TABLE project_users",
+    )
+    for _ in range(2):
+        result = runner.invoke(args=["init-db"])
+        assert (result.exit_code, result.stdout) == (1, "")
+        [line] = result.stderr.splitlines()
+        assert "users.disabled, jobs.body" in line and "CHANGELOG.md" in line
+
+
+@pytest.fixture
+def run_statements(app):
+    """A function that changes the tables, as no command does."""
+
+    def run(*statements):
+        with app.app_context(), db.engine.connect() as connection:
+            if connection.dialect.name == "postgresql":
+                connection.execute(text("BEGIN READ WRITE"))
+            for statement in statements:
+                connection.execute(text(statement))
+            connection.commit()
+
+    return run
 
 
 def test_sqlite_is_set_to_write_ahead_logging(tmp_path):
@@ -45,30 +88,32 @@ def test_create_token_prints_the_token_alone(runner, client, user_email):
     result = runner.invoke(args=["create-token", user_email.upper()])
     assert result.exit_code == 0
     assert re.fullmatch(r"[\w-]{43}\n", result.stdout)
-    assert re.fullmatch(f"{UUID}\n", result.stderr)
+    assert re.fullmatch(f"Token id, for flask revoke-token: {UUID}\n", result.stderr)
     headers = {"Authorization": f"Bearer {result.stdout.strip()}"}
     assert client.get("/api/jobs", headers=headers).status_code == 200
 
 
 @sqlite_only
 @pytest.mark.parametrize(
-    ("stdout", "line"),
+    ("redirection", "error"),
     [
-        ("/dev/full", "[Errno 28] No space left on device\n"),
-        ("&-", "There is no standard output to print the token on.\n"),
+        (">/dev/full", "Cannot write to standard output: No space left on device."),
+        (">&-", "Cannot write to standard output: it is closed."),
     ],
 )
 def test_token_that_cannot_be_shown_is_not_stored(
-    run_flask, user_email, database_url, stdout, line
+    shell, run_flask, user_email, redirection, error
 ):
-    done = subprocess.run(
-        ["sh", "-c", f"{sys.executable} -m flask create-token {user_email} >{stdout}"],
-        cwd=ROOT,
-        env={"PATH": os.environ["PATH"], "DATABASE_URL": database_url},
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    assert (done.returncode, done.stderr) == (1, line)
+    done = shell(f"create-token {user_email} {redirection}")
+    assert (done.returncode, done.stderr.splitlines()[1:]) == (1, [f"Error: {error}"])
+    assert run_flask("list-tokens") == ""
+
+
+@sqlite_only
+def test_token_that_is_not_stored_is_not_shown(shell, run_flask, user_email):
+    """The token is printed last, so that a full stderr shows no token."""
+    done = shell(f"create-token {user_email} 2>/dev/full")
+    assert done.returncode != 0 and done.stdout == ""
     assert run_flask("list-tokens") == ""
 
 
@@ -87,16 +132,19 @@ def test_text_that_the_database_cannot_encode_is_a_one_line_error(
     assert "LATIN1" in line
 
 
+@pytest.fixture
+def new_token_id(runner):
+    """A function that creates a token of a user, and returns its id."""
+    return lambda email: runner.invoke(args=["create-token", email]).stderr.split()[-1]
+
+
 def test_list_tokens_prints_one_line_per_token(
-    runner, run_flask, set_columns, import_state, new_state, user_email
+    run_flask, set_columns, import_state, new_state, user_email, new_token_id
 ):
     """list-tokens prints API tokens only, and never the token column."""
     import_state(new_state(), "they@example.org")
-    ids = [
-        runner.invoke(args=["create-token", user_email]).stderr.strip()
-        for _ in range(3)
-    ]
-    other_id = runner.invoke(args=["create-token", "they@example.org"]).stderr.strip()
+    ids = [new_token_id(user_email) for _ in range(3)]
+    other_id = new_token_id("they@example.org")
     for number, (token_id, context) in enumerate(
         zip([*ids, other_id], ["api:sha256", "api", "session", "api"], strict=True)
     ):
@@ -116,30 +164,34 @@ def test_list_tokens_prints_one_line_per_token(
     assert run_flask("list-tokens", "You@example.org").splitlines() == lines[:2]
 
 
-def test_revoked_token_is_no_longer_listed(runner, run_flask, user_email):
-    token_id = runner.invoke(args=["create-token", user_email]).stderr.strip()
-    assert run_flask("revoke-token", token_id.upper()) == ""
+def test_revoked_token_is_no_longer_listed(run_flask, user_email, new_token_id):
+    token_id = new_token_id(user_email)
+    line = f"Revoked a token of {user_email}.\n"
+    assert run_flask("revoke-token", token_id.upper()) == line
     assert run_flask("list-tokens") == ""
 
 
 @pytest.mark.parametrize(
     ("args", "line"),
     [
-        (["create-token", "nobody@x"], "There is no user nobody@x."),
-        (["list-tokens", "nobody@x"], "There is no user nobody@x."),
-        (["list-tokens", ""], "There is no user ."),
-        (["create-token", "\udcff@x"], "An argument is not text in UTF-8."),
-        (["revoke-token", "x"], "There is no token x."),
-        (["revoke-token", "\udcff"], "There is no token \\udcff."),
+        (["create-token", "nobody@x"], NO_USER),
+        (["list-tokens", "nobody@x"], NO_USER),
+        (["create-token", "\udcff@x"], NOT_UTF_8),
+        (["revoke-token", "x"], "There is no token x. See: flask list-tokens"),
         (
-            ["revoke-token", "00000000-0000-0000-0000-000000000000"],
-            "There is no token 00000000-0000-0000-0000-000000000000.",
+            ["revoke-token", "\udcff"],
+            "There is no token \\udcff. See: flask list-tokens",
+        ),
+        (
+            ["revoke-token", UNKNOWN_ID],
+            f"There is no token {UNKNOWN_ID}. See: flask list-tokens",
         ),
     ],
 )
-def test_unknown_user_or_token_is_an_error(runner, args, line):
+def test_unknown_name_is_an_error_with_a_remedy(runner, args, line):
     result = runner.invoke(args=args)
-    assert (result.exit_code, result.stdout, result.stderr) == (1, "", f"{line}\n")
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert result.stderr == f"Error: {line}\n"
 
 
 @pytest.mark.parametrize(
@@ -147,7 +199,7 @@ def test_unknown_user_or_token_is_an_error(runner, args, line):
     [
         ["create-token", "you@example.org"],
         ["list-tokens"],
-        ["revoke-token", "00000000-0000-0000-0000-000000000000"],
+        ["revoke-token", UNKNOWN_ID],
     ],
 )
 def test_command_without_tables_prints_what_to_do(app_without_tables, args):
@@ -207,8 +259,10 @@ def test_demo_changes_no_database_with_other_projects(
     runner, run_flask, user_email, dump
 ):
     before = dump()
-    line = run_flask("demo")
-    assert "`flask create-token EMAIL`" in line and line.count("\n") == 1
+    assert run_flask("demo").splitlines() == [
+        "The database has other projects, so nothing was changed.",
+        "Create a token with: flask create-token EMAIL",
+    ]
     assert dump() == before
 
 
@@ -218,15 +272,14 @@ def test_demo_changes_no_database_with_other_projects(
         ["init-db"],
         ["demo"],
         ["create-token", "you@example.org"],
-        ["revoke-token", "00000000-0000-0000-0000-000000000000"],
+        ["revoke-token", UNKNOWN_ID],
+        ["delete-project", UNKNOWN_ID],
     ],
 )
-def test_writing_commands_reject_a_lightning_database(app, runner, args, user_email):
-    with app.app_context(), db.engine.connect() as connection:
-        if connection.dialect.name == "postgresql":
-            connection.execute(text("BEGIN READ WRITE"))
-        connection.execute(text("CREATE TABLE schema_migrations (version bigint)"))
-        connection.commit()
+def test_writing_commands_reject_a_lightning_database(
+    runner, args, user_email, run_statements
+):
+    run_statements("CREATE TABLE schema_migrations (version bigint)")
     result = runner.invoke(args=args)
     assert result.exit_code == 1
     [line] = result.stderr.splitlines()
@@ -267,7 +320,7 @@ def test_unknown_project_cannot_be_deleted(runner, user_email, dump, project_id)
     result = runner.invoke(args=["delete-project", project_id])
     assert (result.exit_code, result.stdout) == (1, "")
     [line] = result.stderr.splitlines()
-    assert line.startswith("There is no project ")
+    assert line.startswith("Error: There is no project ")
     assert dump() == before
 
 
@@ -279,18 +332,15 @@ def test_disabled_user_gets_no_token(
     set_columns(User, user_id, disabled=True)
     result = runner.invoke(args=["create-token", user_email])
     assert (result.exit_code, result.stdout) == (1, "")
-    assert result.stderr == f"The user {user_email} is disabled.\n"
+    assert result.stderr == f"Error: The user {user_email} is disabled.\n"
     assert run_flask("list-tokens") == ""
 
 
 @sqlite_only
 def test_expired_tokens_are_marked(
-    make_app, app, run_flask, user_email, set_columns, runner
+    make_app, app, run_flask, user_email, set_columns, new_token_id
 ):
-    old, new = (
-        runner.invoke(args=["create-token", user_email]).stderr.strip()
-        for _ in range(2)
-    )
+    old, new = (new_token_id(user_email) for _ in range(2))
     set_columns(UserToken, old, inserted_at=datetime(2024, 1, 1))
     lines = (
         make_app(TOKEN_MAX_AGE_DAYS=7).test_cli_runner().invoke(args=["list-tokens"])
@@ -331,11 +381,14 @@ def test_summary_is_printed_on_stderr_if_stdout_fails(
 
 
 @sqlite_only
-def test_demo_whose_token_cannot_be_shown_changes_nothing(shell, run_flask, dump):
+def test_demo_whose_token_cannot_be_shown_stores_no_token(shell, run_flask, dump):
     run_flask("demo")
     before = dump()
     done = shell("demo >/dev/full")
-    assert (done.returncode, done.stderr) == (1, "[Errno 28] No space left on device\n")
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1] == (
+        "Error: Cannot write to standard output: No space left on device."
+    )
     assert dump() == before
 
 

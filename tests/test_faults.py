@@ -176,7 +176,7 @@ def test_database_that_hangs_times_out(server, seed, paths, forwarder):
     assert max(response.seconds for response in load.responses) < 15
     for _ in range(3):
         assert [server.get(path, seed.auth_header).body for path in paths] == expected
-    assert "No answer within" in server.log() and "Traceback" not in server.log()
+    assert "No response within" in server.log() and "Traceback" not in server.log()
 
 
 @postgresql_only
