@@ -1,5 +1,6 @@
 """The ``flask`` commands."""
 
+import json
 import sys
 from collections import Counter
 from contextlib import suppress
@@ -9,14 +10,14 @@ from typing import Any
 
 import click
 from flask import Blueprint, current_app
-from sqlalchemy import delete, select
+from sqlalchemy import delete, func, select
 from sqlalchemy.exc import SQLAlchemyError
 
 import models
 import project_import
 from auth import create_token, is_expired
 from database import create_tables, db, describe_error, write_transaction
-from models import Project, User, UserToken, utc_now
+from models import Job, Project, ProjectUser, User, UserToken, Workflow, utc_now
 from project_files import load_project_file
 from project_import import Member, parse_member, require_row, require_user
 
@@ -129,6 +130,51 @@ def delete_project(project_id: str) -> None:
         project = require_row(Project, project_id, "project")
         counts = project_import.delete_project(project)
     print_counts(f"Deleted project {project.id}", counts)
+
+
+@commands.cli.command("list-projects")
+def list_projects() -> None:
+    """Print id, name, number of jobs and any scheduled deletion of each project."""
+    jobs = select(func.count(Job.id)).join(Workflow)
+    jobs = jobs.where(Workflow.project_id == Project.id, Workflow.deleted_at.is_(None))
+    query = select(Project, jobs.scalar_subquery()).order_by(Project.name, Project.id)
+    for project, count in db.session.execute(query):
+        # JSON escapes line breaks, which a name may have.
+        name = json.dumps(project.name, ensure_ascii=False)
+        mark = "  scheduled for deletion" if project.scheduled_deletion else ""
+        print_lines(f"{project.id}  {name}  {count} jobs{mark}")
+
+
+@commands.cli.command("list-members")
+@click.argument("project_id")
+def list_members(project_id: str) -> None:
+    """Print the email and role of each member of a project."""
+    project = require_row(Project, project_id, "project")
+    query = select(User.email, ProjectUser.role).join(ProjectUser)
+    query = query.where(ProjectUser.project_id == project.id).order_by(User.email)
+    for email, role in db.session.execute(query):
+        print_lines(f"{email}  {role}")
+
+
+@commands.cli.command("set-member")
+@click.argument("project_id")
+@click.argument("member", type=parse_member, metavar="EMAIL[:ROLE]")
+def set_member(project_id: str, member: Member) -> None:
+    """Add or change a member of a project, or remove one with EMAIL:none."""
+    email, role = member
+    with write_transaction():
+        project = require_row(Project, project_id, "project")
+        change = project_import.set_member(project.id, email, role)
+    print_done(f"Project {project.id}: member {email} {change}.")
+
+
+@commands.cli.command("delete-user")
+@click.argument("email")
+def delete_user(email: str) -> None:
+    """Delete a user with all tokens and memberships."""
+    with write_transaction():
+        counts = project_import.delete_user(require_user(email))
+    print_counts(f"Deleted user {email.lower()}", counts)
 
 
 @commands.cli.command("create-token")

@@ -15,7 +15,7 @@ from sqlalchemy import text
 
 from app import create_app
 from database import db, write_transaction
-from models import User, UserToken
+from models import Project, User, UserToken, Workflow
 
 UNKNOWN_ID = "00000000-0000-0000-0000-000000000000"
 NOT_UTF_8 = (
@@ -176,6 +176,7 @@ def test_revoked_token_is_no_longer_listed(run_flask, user_email, new_token_id):
     [
         (["create-token", "nobody@x"], NO_USER),
         (["list-tokens", "nobody@x"], NO_USER),
+        (["delete-user", "nobody@x"], NO_USER),
         (["create-token", "\udcff@x"], NOT_UTF_8),
         (["revoke-token", "x"], "There is no token x. See: flask list-tokens"),
         (
@@ -185,6 +186,14 @@ def test_revoked_token_is_no_longer_listed(run_flask, user_email, new_token_id):
         (
             ["revoke-token", UNKNOWN_ID],
             f"There is no token {UNKNOWN_ID}. See: flask list-tokens",
+        ),
+        (
+            ["list-members", UNKNOWN_ID],
+            f"There is no project {UNKNOWN_ID}. See: flask list-projects",
+        ),
+        (
+            ["set-member", "x", "you@example.org"],
+            "There is no project x. See: flask list-projects",
         ),
     ],
 )
@@ -199,6 +208,8 @@ def test_unknown_name_is_an_error_with_a_remedy(runner, args, line):
     [
         ["create-token", "you@example.org"],
         ["list-tokens"],
+        ["list-projects"],
+        ["set-member", UNKNOWN_ID, "you@example.org"],
         ["revoke-token", UNKNOWN_ID],
     ],
 )
@@ -273,18 +284,22 @@ def test_demo_changes_no_database_with_other_projects(
         ["demo"],
         ["create-token", "you@example.org"],
         ["revoke-token", UNKNOWN_ID],
+        ["set-member", UNKNOWN_ID, "you@example.org"],
         ["delete-project", UNKNOWN_ID],
+        ["delete-user", "you@example.org"],
     ],
 )
 def test_writing_commands_reject_a_lightning_database(
-    runner, args, user_email, run_statements
+    runner, args, user_email, dump, run_statements
 ):
     run_statements("CREATE TABLE schema_migrations (version bigint)")
+    [project_id] = dump()["Project"]
     result = runner.invoke(args=args)
     assert result.exit_code == 1
     [line] = result.stderr.splitlines()
     assert "belongs to Lightning" in line and "schema_migrations" in line
-    assert runner.invoke(args=["list-tokens"]).exit_code == 0
+    for reading in ["list-tokens"], ["list-projects"], ["list-members", project_id]:
+        assert runner.invoke(args=reading).exit_code == 0
 
 
 @sqlite_only
@@ -397,3 +412,75 @@ def test_import_without_standard_input_is_a_one_line_error(shell, app):
     done = shell("import-project - <&-")
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr == "Error: There is no standard input to read.\n"
+
+
+def test_projects_and_members_are_listed(
+    run_flask, import_state, new_state, set_columns
+):
+    """The number of jobs leaves out deleted workflows, as the lists of the API do."""
+    first, second = new_state(jobs=3, name="A\nB"), new_state(jobs=0, name="C")
+    import_state(first, "you@example.org:owner", "they@example.org")
+    import_state(second)
+    set_columns(Workflow, first["workflows"][0]["id"], deleted_at=datetime(2024, 1, 1))
+    set_columns(Project, second["id"], scheduled_deletion=datetime(2030, 1, 1))
+    assert run_flask("list-projects").splitlines() == [
+        f'{first["id"]}  "A\\nB"  1 jobs',
+        f'{second["id"]}  "C"  0 jobs  scheduled for deletion',
+    ]
+    assert run_flask("list-members", first["id"].upper()).splitlines() == [
+        "they@example.org  viewer",
+        "you@example.org  owner",
+    ]
+    assert run_flask("list-members", second["id"]) == ""
+
+
+def test_member_is_set_without_a_file(
+    run_flask, import_state, new_state, auth_header, client, dump
+):
+    """set-member creates the user, changes the role and removes the membership."""
+    state = new_state()
+    import_state(state)
+    jobs = dump()["Job"]
+    for member, change, listed in (
+        ("New@example.org", "created", "new@example.org  viewer\n"),
+        ("new@example.org", "unchanged", "new@example.org  viewer\n"),
+        ("new@example.org:owner", "updated", "new@example.org  owner\n"),
+        ("new@example.org:none", "removed", ""),
+    ):
+        line = run_flask("set-member", state["id"], member)
+        assert line == f"Project {state['id']}: member new@example.org {change}.\n"
+        assert run_flask("list-members", state["id"]) == listed
+    assert dump()["Job"] == jobs
+    run_flask("set-member", state["id"], "new@example.org")
+    page = client.get("/api/jobs", headers=auth_header("new@example.org")).json
+    assert page["meta"]["total_entries"] == 3
+
+
+@sqlite_only
+def test_member_that_is_malformed_is_rejected(runner, user_email, dump):
+    before = dump()
+    [project_id] = before["Project"]
+    for member in ("you", "you@example.org:boss", ""):
+        result = runner.invoke(args=["set-member", project_id, member])
+        assert (result.exit_code, result.stdout) == (1, "")
+        assert "owner, admin, editor, viewer" in result.stderr
+    assert dump() == before
+
+
+def test_user_is_deleted_with_tokens_and_memberships(
+    run_flask, import_state, new_state, auth_header, client, dump
+):
+    """Projects, jobs and other users stay, and the user's tokens give no access."""
+    states = new_state(), new_state()
+    for state in states:
+        import_state(state, "they@example.org")
+    other, before = auth_header("they@example.org"), dump()
+    for state in states:
+        import_state(state, "you@example.org")
+    headers = auth_header("you@example.org")
+    assert run_flask("delete-user", "You@example.org") == (
+        "Deleted user you@example.org: 2 members deleted, 1 token deleted.\n"
+    )
+    assert dump() == before
+    assert client.get("/api/jobs", headers=headers).status_code == 401
+    assert client.get("/api/jobs", headers=other).status_code == 200
