@@ -1,9 +1,7 @@
-"""The files that OpenFn writes of a project, in two forms: schemas and error lines."""
+"""Read OpenFn's project files and state files, and report each error in them."""
 
 import json
-from collections.abc import Iterable, Iterator
 from datetime import UTC
-from itertools import islice
 from typing import Any, NamedTuple, NoReturn
 
 import yaml_rs
@@ -17,17 +15,12 @@ JOB_TIMES = {"inserted_at", "updated_at"}
 # Without this limit, a file of 0.4 MB with 20,000 aliases takes 3.8 GB in memory.
 ALIAS_LIMITS = yaml_rs.AliasLimits(max_alias_expansions_per_anchor=100)
 
-UNKNOWN_FORM = (
-    "The file is neither a project file of OpenFn (only schema_version 4.0 is "
-    "supported) nor a state file (whose id is a UUID). "
-    "Write a project file with: openfn project pull"
-)
 NOT_DEPLOYED = {
     "required": "Missing, because the project was never deployed. "
     "Deploy it, then run: openfn project pull"
 }
 
-# The keys of a project file for the fields that a state file names as the table does.
+# The key in a project file for each field that is named as in state files and tables.
 PROJECT_FILE_KEYS = {
     "id": "openfn.uuid",
     "scheduled_deletion": "options.scheduled_deletion",
@@ -39,7 +32,7 @@ PROJECT_FILE_KEYS = {
     "updated_at": "openfn.updated_at",
 }
 
-# An entry has the location of an object or of its id in the file, and its columns.
+# An entry is the location of an object in the file, and the columns of its row.
 Columns = dict[str, Any]
 Entry = tuple[str, Columns]
 
@@ -52,12 +45,8 @@ class ProjectFile(NamedTuple):
     jobs: list[Entry]
 
 
-def validate_storable(text: str) -> None:
-    """Reject text that PostgreSQL cannot store."""
-    if "\0" in text:
-        raise ValidationError("Must not contain NUL.")
-
-
+# PostgreSQL cannot store NUL.
+validate_storable = validate.Regexp(r"[^\0]*\Z", error="Must not contain NUL.")
 validate_short_text = validate.And(validate.Length(max=255), validate_storable)
 
 
@@ -101,7 +90,7 @@ class Children(fields.Field[list[Entry]]):
 
 
 class EntrySchema(Schema):
-    """What all objects of a file have."""
+    """The fields that every object of a file has."""
 
     id = Id(required=True)
     name = fields.String(required=True, validate=validate_short_text)
@@ -119,14 +108,14 @@ class EntrySchema(Schema):
             if field_obj.allow_none:
                 field_obj.load_default = None
             if field_name == "id":
-                # A new dictionary, because all schemas share the present one.
+                # Do not change the dictionary itself, because fields share it.
                 field_obj.error_messages = field_obj.error_messages | NOT_DEPLOYED
 
     @pre_load
     def flatten(self, values: Columns, **_: Any) -> Columns:
-        """Add the keys in a project file's ``openfn`` and ``options`` to its own."""
+        """Add what is in ``openfn`` and ``options`` under keys like ``openfn.uuid``."""
         for outer in ("openfn", "options") if self.is_project_file else ():
-            inner = values.get(outer) or {}
+            inner = {} if values.get(outer) is None else values[outer]
             if not isinstance(inner, dict):
                 raise ValidationError("Must be an object.", outer)
             values = values | {f"{outer}.{key}": inner[key] for key in inner}
@@ -158,15 +147,18 @@ class ProjectSchema(EntrySchema):
 
 
 def load_project_file(content: bytes) -> ProjectFile:
-    """Return what a state file or a project file says; ClickException lists errors."""
+    """Return the project in a file. Raises ClickException with a line per error."""
     document, prefix = parse(content), ""
     if isinstance(document, dict) and "data" in document and "id" not in document:
         document, prefix = document["data"], "data."
     schema = ProjectSchema(is_project_file(document))
+    # YAML has no end mark, and a truncated file would delete the jobs that it lacks.
+    if not content.endswith((b"\n", b"}")):
+        raise ClickException("The file may be truncated: its last line is open.")
     try:
         project = schema.load(document)
     except ValidationError as error:
-        raise_errors(prefix + line for line in format_errors(error.messages_dict))
+        raise_errors([prefix + line for line in format_errors(error.messages_dict)])
     id_key = schema.fields["id"].data_key or "id"
     workflows, jobs = [], []
     for location, workflow in project.pop("workflows"):
@@ -177,8 +169,8 @@ def load_project_file(content: bytes) -> ProjectFile:
             jobs.append((f"{prefix}{location}.{job_location}.{id_key}", job))
         workflow["project_id"] = project["id"]
         workflows.append((f"{prefix}{location}.{id_key}", workflow))
-    if duplicates := [*find_duplicates(workflows), *find_duplicates(jobs)]:
-        raise_errors(iter(duplicates))
+    if duplicates := find_duplicates(workflows) + find_duplicates(jobs):
+        raise_errors(duplicates)
     return ProjectFile(project, workflows, jobs)
 
 
@@ -186,14 +178,15 @@ def parse(content: bytes) -> Any:
     """Return the value of a YAML text in UTF-8; JSON is YAML, too."""
     try:
         text = content.decode("utf-8-sig")
-        # The parser ignores all after a NUL, and the import would delete it.
+        # The parser ignores what follows a NUL, so the import would delete those jobs.
         if "\0" in text:
-            raise ClickException("The file contains a NUL character.")
+            line = text[: text.index("\0")].count("\n") + 1
+            raise ClickException(f"The file has a NUL character in line {line}.")
         # Some 40,000 arrays that begin on one line would overflow the parser's stack.
         if "- " * 5000 in text:
-            raise ClickException("The file is nested too deep.")
+            raise ClickException("The file is nested too deep: 5,000 times '- '.")
         return yaml_rs.loads(text, parse_datetime=False, alias_limits=ALIAS_LIMITS)
-    except ValueError as error:
+    except (ValueError, TypeError) as error:  # TypeError: an object is used as a key.
         # The parser quotes the file between the first and the last line of a message.
         first, *others = str(error).splitlines()
         problem = shorten(": ".join([first, *others[-1:]]))
@@ -206,26 +199,33 @@ def is_project_file(document: Any) -> bool:
         return False
     if isinstance(document, dict) and document.get("schema_version") in ("4.0", 4.0):
         return True
-    raise ClickException(UNKNOWN_FORM)
+    raise ClickException(
+        "The file is neither a project file of OpenFn (only schema_version 4.0 is "
+        "supported) nor a state file (whose id is a UUID). "
+        "Write a project file with: openfn project pull"
+    )
 
 
-def find_duplicates(entries: Iterable[Entry]) -> Iterator[str]:
-    """Yield an error for each id that an earlier entry has."""
+def find_duplicates(entries: list[Entry]) -> list[str]:
+    """Return an error for each id that an earlier entry has."""
     locations: dict[str, str] = {}
-    for location, columns in entries:
-        if first := locations.get(columns["id"]):
-            yield f"{location}: Duplicate of {first}."
-        locations.setdefault(columns["id"], location)
+    return [
+        f"{location}: Duplicate of {first}."
+        for location, columns in entries
+        if (first := locations.setdefault(columns["id"], location)) != location
+    ]
 
 
-def format_errors(errors: dict[Any, Any], parent: str = "") -> Iterator[str]:
-    """Yield a line for each error that marshmallow found, with its location."""
+def format_errors(errors: dict[Any, Any], parent: str = "") -> list[str]:
+    """Return a line for each error that marshmallow found, with its location."""
+    lines = []
     for key, value in errors.items():
         location = join(parent, key)
         if isinstance(value, dict):
-            yield from format_errors(value, location)
+            lines += format_errors(value, location)
         else:
-            yield from (f"{location}: {message}" for message in value)
+            lines += [f"{location}: {message}" for message in value]
+    return lines
 
 
 def join(location: str, key: Any) -> str:
@@ -241,10 +241,10 @@ def shorten(text: str) -> str:
     return text if text.isprintable() else json.dumps(text)
 
 
-def raise_errors(errors: Iterator[str]) -> NoReturn:
+def raise_errors(errors: list[str]) -> NoReturn:
     """Reject a file: report its first errors, and count the others."""
     lines = ["Nothing was imported, because the file has errors:"]
-    lines += islice(errors, MAX_REPORTED_ERRORS)
-    if others := sum(1 for _ in errors):
+    lines += errors[:MAX_REPORTED_ERRORS]
+    if others := len(errors[MAX_REPORTED_ERRORS:]):
         lines.append(f"{others} more error{'s' if others > 1 else ''}.")
     raise ClickException("\n".join(lines))

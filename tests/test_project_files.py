@@ -69,7 +69,7 @@ def import_file(runner):
 
 def yaml_of(name="Name", expression="fn();"):
     """Return a project file in YAML whose job has this name and body."""
-    return f"""
+    text = f"""
 id: project
 name: Project
 schema_version: '4.0'
@@ -86,6 +86,7 @@ workflows:
         openfn:
           uuid: {JOB}
         expression: {expression}"""
+    return text if text.endswith("\n") else f"{text}\n"
 
 
 def content_of(name):
@@ -207,7 +208,6 @@ ODD = "a\u2028b\u2029c\x85d\ufeffe\x7f\x1b\uffff🙂"
         ("|\n          a\n\n            b\n", "a\n\n  b\n"),
         ("|-\n          a\n", "a"),
         ("|+\n          a\n\n\n", "a\n\n\n"),
-        ("|\n          a", "a\n"),
         (">\n          a\n          b\n\n          c\n", "a b\nc\n"),
         ("|\n          \ta\n          \t\tb\n", "\ta\n\t\tb\n"),
         (">\n          \ta\n          b\n", "\ta\nb\n"),
@@ -220,7 +220,7 @@ ODD = "a\u2028b\u2029c\x85d\ufeffe\x7f\x1b\uffff🙂"
         (">\n          x: >\n          \ty\n", "x: >\n\ty\n"),
         ('"x: |\\n  \\ty"', "x: |\n  \ty"),
     ],
-    ids=range(15),
+    ids=range(14),
 )  # fmt: skip
 def test_body_is_read_as_openfn_reads_it(import_file, dump, expression, body):
     result = import_file(yaml_of(expression=expression))
@@ -388,6 +388,7 @@ def test_step_that_appears_twice_is_rejected(import_file, project, job):
         ("a: 1\nb: 2\na: 3", "duplicate mapping key: 'a'"),
         ("x:\n  - {a: 1, 'a': 3}", "duplicate mapping key: 'a'"),
         ("a: *b", "line 1, column 4: while parsing node, found unknown anchor"),
+        ("{{a: [b]}: c}", "unhashable type: 'list'"),
         ("a: !!python/object:os.system x", "Invalid tag: '!!python/object:os.system'"),
         ('{"a": "\\ud800"}', "found high surrogate without following low surrogate"),
         ("x: " + "[" * 100_000, "recursion limit exceeded"),
@@ -411,13 +412,13 @@ def test_what_is_no_yaml_is_rejected_in_one_line(import_file, content, problem):
 @pytest.mark.parametrize(
     ("content", "line"),
     [
-        ("- " * 100_000, "The file is nested too deep."),
+        ("- " * 100_000, "The file is nested too deep: 5,000 times '- '."),
         (
             b"a: \xff",
             "The file is neither YAML nor JSON in UTF-8: "
             "'utf-8' codec can't decode byte 0xff in position 3: invalid start byte.",
         ),
-        (yaml_of() + "\0\n" + yaml_of(), "The file contains a NUL character."),
+        (yaml_of() + "\0\n" + yaml_of(), "The file has a NUL character in line 18."),
     ],
     ids=range(3),
 )
@@ -458,6 +459,20 @@ def test_tag_of_a_text_runs_nothing(import_file, dump, tmp_path):
     assert import_file(content).exit_code == 1 and not made.exists()
     assert import_file(yaml_of(name="!!str 12")).exit_code == 0
     assert dump()["Job"][JOB]["name"] == "12"
+
+
+@sqlite_only
+def test_file_that_was_cut_within_a_line_is_rejected(import_file, dump):
+    """YAML has no end mark, so that the rest would be imported as the whole project."""
+    whole = (FILES / "plain.yaml").read_bytes()
+    assert import_file(whole).exit_code == 0
+    before = dump()
+    for end in range(len(whole) - 1, len(whole) // 2, -97):
+        if whole[:end].endswith((b"\n", b"}")):
+            continue
+        result = import_file(whole[:end])
+        assert (result.exit_code, result.stdout) == (1, "")
+    assert dump() == before
 
 
 @sqlite_only

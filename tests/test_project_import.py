@@ -494,7 +494,7 @@ def test_project_that_no_user_can_read_has_a_hint(runner, state, dump):
         return result.stderr
 
     no_member = (
-        "No user can read the project yet. "
+        "No user can read the project, because it has no members. "
         f"Add a member with: flask set-member {PROJECT} EMAIL\n"
     )
     assert hint_of() == hint_of() == no_member
