@@ -14,12 +14,13 @@ from gevent import monkey
 # Other libraries must find the patched functions when they are imported.
 monkey.patch_all()
 
-# The master imports the libraries, so that workers share them and start in 0.1 s in
-# place of 0.7. Each worker imports the service itself, so that HUP serves new code.
+# The master imports the libraries, so that workers share them and start in 0.1 s, not
+# in 0.7 s. Each worker imports the service itself, so that HUP serves new code.
 for library in ("flask_sqlalchemy", "marshmallow", "orjson", "psycopg", "yaml_rs"):
     import_module(library)
 
-# gunicorn's own default would be all addresses of the machine where PORT is set.
+# gunicorn itself would listen on all addresses. The master cannot import config.py,
+# because workers would inherit its old code at a reload.
 port = os.environ.get("PORT") or "8000"
 if port not in map(str, range(1, 65_536)):
     sys.exit("PORT must be a whole number between 1 and 65535.")
@@ -51,16 +52,16 @@ control_socket_disable = True
 # %a escapes control characters, so that a path cannot start a new line.
 access_log_format = '%(h)s - - %(t)s "%(m)s %(U)a %(H)s" %(s)s %(b)s'
 
-# Lines that start so quote a malformed request, which may hold a token, or are the
-# traceback of a client that was disconnected.
-UNLOGGED = "Invalid request", "Ignored premature", "Socket error"
+# Lines with these prefixes quote a malformed request, which may hold a token, or are
+# the traceback of a client that was disconnected.
+UNLOGGED_PREFIXES = "Invalid request", "Ignored premature", "Socket error"
 
 
 def post_fork(server: Any, worker: Any) -> None:
     """Set up the worker's log, its time limit for sending, and its stop by Ctrl-C."""
     log = worker.log.error_log
-    log.addFilter(lambda record: not str(record.msg).startswith(UNLOGGED))
-    # The application's lines get gunicorn's form and file.
+    log.addFilter(lambda record: not str(record.msg).startswith(UNLOGGED_PREFIXES))
+    # The application's lines get gunicorn's format and destination.
     logging.getLogger().handlers = log.handlers
     for listener in worker.sockets:
         # Connections inherit the option. Only Linux has it, and only for TCP.
@@ -74,8 +75,8 @@ def post_fork(server: Any, worker: Any) -> None:
 def post_request(worker: Any, request: Any, environ: Any, response: Any) -> None:
     """Serve other clients before the next request of the same connection.
 
-    Without this, the slowest of 32 clients with keep-alive waited 1.9 s in place of
-    0.5. ``sleep(0)`` would return before other sockets are polled; a timer does not.
+    Without this, the slowest of 32 clients with keep-alive waits 1.9 s, not 0.5 s.
+    ``sleep(0)`` would return before other sockets are polled; a timer does not.
     """
     if response and not response.should_close():
         gevent.sleep(1e-6)
