@@ -40,15 +40,16 @@ def import_project(file: ProjectFile, members: Iterable[Member] = ()) -> Counter
     project_id = file.project["id"]
     in_project = Workflow.project_id == project_id
     old_project = rows_by_id(select(Project).filter_by(id=project_id))
-    workflows = rows_by_id(select(Workflow).where(in_project))
-    jobs = rows_by_id(select(Job).join(Workflow).where(in_project))
+    old_workflows = rows_by_id(select(Workflow).where(in_project))
+    old_jobs = rows_by_id(select(Job).join(Workflow).where(in_project))
     check_id_ownership(file)
     counts = upsert(Project, [file.project], old_project)
-    counts += upsert(Workflow, [columns for _, columns in file.workflows], workflows)
-    counts += upsert(Job, [columns for _, columns in file.jobs], jobs)
+    workflows = [columns for _, columns in file.workflows]
+    counts += upsert(Workflow, workflows, old_workflows)
+    counts += upsert(Job, [columns for _, columns in file.jobs], old_jobs)
     # The rows that are left are not in the file. A deleted workflow would delete its
     # jobs, so these are deleted, and counted, first.
-    for kind, rows in (("jobs", jobs), ("workflows", workflows)):
+    for kind, rows in (("jobs", old_jobs), ("workflows", old_workflows)):
         for row in rows.values():
             db.session.delete(row)
             counts[f"{kind} deleted"] += 1
@@ -81,13 +82,13 @@ def check_id_ownership(file: ProjectFile) -> None:
 
 
 def upsert(
-    model: type[Project | Workflow | Job], entries: list[Columns], rows: dict[str, Any]
+    model: type[Project | Workflow | Job], entries: list[Columns], old: dict[str, Any]
 ) -> Counter[str]:
-    """Insert or update a row for each entry, take it out of ``rows``, and count it."""
+    """Insert or update a row for each entry, take it out of ``old``, and count it."""
     counts: Counter[str] = Counter()
     kind, now = model.__tablename__, utc_now()
     for number, columns in enumerate(entries):
-        row = rows.pop(columns["id"], None) or model()
+        row = old.pop(columns["id"], None) or model()
         if all(getattr(row, name) == columns[name] for name in columns):
             counts[f"{kind} unchanged"] += 1
             continue
