@@ -209,4 +209,4 @@ def project_file(jobs: int) -> bytes:
         lines += ["        adaptor: '@openfn/language-common@latest'"]
         lines += ["        expression: |-"]
         lines += [f"          {line}" for line in BODY.splitlines()]
-    return "\n".join(lines).encode()
+    return "\n".join([*lines, ""]).encode()
