@@ -66,6 +66,7 @@ class HostNames(fields.Field[list[str]]):
         return hosts
 
 
+# gunicorn reads SCRIPT_NAME itself. With a wrong value, every request would be a 500.
 PATH_PREFIX = validate.Regexp(
     r"(/[\w.~-]+)+\Z", re.ASCII, error="must be a path prefix such as /openfn."
 )
