@@ -98,8 +98,8 @@ def pytest_unconfigure(config):
             ("DATABASE", "pg_database", "datname", "WITH (FORCE)"),
             ("ROLE", "pg_roles", "rolname", ""),
         ):
-            left = f"SELECT {column} FROM {catalog} WHERE {column} LIKE '%{RUN_ID}%'"
-            for (name,) in server.execute(left).fetchall():
+            query = f"SELECT {column} FROM {catalog} WHERE {column} LIKE '%{RUN_ID}%'"
+            for (name,) in server.execute(query).fetchall():
                 server.execute(f"DROP {kind} {name} {force}")
 
 
@@ -141,7 +141,7 @@ def postgresql_url(postgresql_server):
 
 @pytest.fixture
 def execute(postgresql_url):
-    """A function that runs statements in the PostgreSQL database past the service."""
+    """A function that runs statements in PostgreSQL, without the service."""
     with psycopg.connect(postgresql_url, autocommit=True) as connection:
         yield connection.execute
 

@@ -70,8 +70,12 @@ def wait():
 
 
 @sqlite_only
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
-def test_responses_that_have_begun_are_finished(start_server, seed, checkout, number):
+@pytest.mark.parametrize(
+    "signal_number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP]
+)
+def test_responses_that_have_begun_are_finished(
+    start_server, seed, checkout, signal_number
+):
     """A stop, Ctrl-C and a reload interrupt no response and log no error."""
     with (checkout / "wsgi.py").open("a") as file:
         file.write(SLOW_RESPONSE)
@@ -82,14 +86,14 @@ def test_responses_that_have_begun_are_finished(start_server, seed, checkout, nu
             pool.submit(server.get, "/api/jobs", seed.auth_header) for _ in range(4)
         ]
         wait_until(lambda: server.log().count("has begun") == len(responses))
-        server.process.send_signal(number)
-        if number == signal.SIGINT:
+        server.process.send_signal(signal_number)
+        if signal_number == signal.SIGINT:
             # A terminal sends SIGINT to the master and to its workers.
             for pid in before:
-                os.kill(pid, number)
+                os.kill(pid, signal_number)
         for response in responses:
             assert json.loads(response.result().body)["data"]
-    if number == signal.SIGHUP:
+    if signal_number == signal.SIGHUP:
         wait_until(lambda: not {*before} & {*server.workers()})
         server.get("/health_check")
         server.stop()
@@ -297,7 +301,9 @@ def test_no_token_is_in_the_log(start_server, seed, tmp_path, level):
     assert "Traceback" not in server.log()
 
 
-ASK = b"GET /api/docs/swagger-ui-bundle.js HTTP/1.1\r\nHost: h\r\n\r\n" * 6
+PIPELINED_REQUESTS = (
+    b"GET /api/docs/swagger-ui-bundle.js HTTP/1.1\r\nHost: h\r\n\r\n" * 6
+)
 
 
 @with_shared_server()
@@ -307,7 +313,7 @@ def test_clients_that_read_nothing_are_disconnected(server):
     with ExitStack() as stack:
         clients = [stack.enter_context(server.connect()) for _ in range(1100)]
         for client in clients:
-            client.sendall(ASK)
+            client.sendall(PIPELINED_REQUESTS)
         assert server.get("/health_check").status == 200
         files = os.listdir(f"/proc/{worker}/fd")
         assert len(files) < len(clients) + 100
