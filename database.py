@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
+from warnings import catch_warnings
 
 import click
 import psycopg
@@ -58,11 +59,13 @@ def init_database(app: Flask) -> None:
             url = url.set(query={"timeout": "0.02"} | dict(url.query))
         app.config["SQLALCHEMY_ENGINE_OPTIONS"] = options
         app.config["SQLALCHEMY_DATABASE_URI"] = url
-        db.init_app(app)
+        # SQLAlchemy only warns of a parameter that SQLite does not have.
+        with catch_warnings(action="error", category=exc.SAWarning):
+            db.init_app(app)
     except OSError as error:
         message = f"DATABASE_URL must be set, because instance/ cannot be used: {error}"
         raise SystemExit(message) from None
-    except (exc.SQLAlchemyError, psycopg.Error, TypeError, ValueError):
+    except (exc.SQLAlchemyError, exc.SAWarning, psycopg.Error, TypeError, ValueError):
         names = ", ".join(app.config["DATABASE_URL"].query)
         raise SystemExit(
             "DATABASE_URL must have only parameters that the driver accepts. "

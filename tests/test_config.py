@@ -56,6 +56,7 @@ WRONG = [
     ("DATABASE_URL", "postgresql://us/er:Pass?s3cret@host/d?x=1"),
     ("DATABASE_URL", "sqlite://host/x.db"),
     ("DATABASE_URL", "sqlite:////tmp/x.db?timeout=1&timeout=2"),
+    ("DATABASE_URL", "sqlite:////tmp/x.db?timout=5"),
     ("SCRIPT_NAME", "openfn"),
     ("SCRIPT_NAME", "/open fn"),
     ("SCRIPT_NAME", "/openfn/"),
