@@ -13,7 +13,7 @@ from database import db
 API_TOKEN, HASHED_API_TOKEN = "api", "api:sha256"
 
 # In SQLite, Uuid would store ids without the hyphens that responses need.
-Id = sa.Uuid(as_uuid=False).with_variant(sa.String(36), "sqlite")
+UUIDText = sa.Uuid(as_uuid=False).with_variant(sa.String(36), "sqlite")
 
 
 def new_id() -> str:
@@ -44,7 +44,7 @@ class User(Base):
 
     __tablename__ = "users"
 
-    id: Mapped[str] = mapped_column(Id, primary_key=True, default=new_id)
+    id: Mapped[str] = mapped_column(UUIDText, primary_key=True, default=new_id)
     email: Mapped[str] = mapped_column(unique=True)
     disabled: Mapped[bool | None] = mapped_column(default=False)
     support_user: Mapped[bool | None] = mapped_column(default=False)
@@ -56,7 +56,7 @@ class UserToken(Base):
     __tablename__ = "user_tokens"
     __table_args__ = (sa.UniqueConstraint("context", "token"),)
 
-    id: Mapped[str] = mapped_column(Id, primary_key=True, default=new_id)
+    id: Mapped[str] = mapped_column(UUIDText, primary_key=True, default=new_id)
     user_id: Mapped[str] = belongs_to(User, index=True)
     token: Mapped[bytes]
     context: Mapped[str]
@@ -68,7 +68,7 @@ class Project(Base):
 
     __tablename__ = "projects"
 
-    id: Mapped[str] = mapped_column(Id, primary_key=True)
+    id: Mapped[str] = mapped_column(UUIDText, primary_key=True)
     name: Mapped[str | None]
     scheduled_deletion: Mapped[datetime | None]
     allow_support_access: Mapped[bool | None] = mapped_column(index=True)
@@ -83,7 +83,7 @@ class ProjectUser(Base):
         sa.Index("project_users_user_id_project_id", "user_id", "project_id"),
     )
 
-    id: Mapped[str] = mapped_column(Id, primary_key=True, default=new_id)
+    id: Mapped[str] = mapped_column(UUIDText, primary_key=True, default=new_id)
     user_id: Mapped[str] = belongs_to(User)
     project_id: Mapped[str] = belongs_to(Project)
     role: Mapped[str]
@@ -98,7 +98,7 @@ class Workflow(Base):
         sa.Index("workflows_project_id", "project_id", "deleted_at", "id"),
     )
 
-    id: Mapped[str] = mapped_column(Id, primary_key=True)
+    id: Mapped[str] = mapped_column(UUIDText, primary_key=True)
     name: Mapped[str | None]
     project_id: Mapped[str] = belongs_to(Project)
     deleted_at: Mapped[datetime | None]
@@ -110,7 +110,7 @@ class Job(Base):
     __tablename__ = "jobs"
     __table_args__ = (sa.Index("jobs_workflow_id", "workflow_id", "inserted_at", "id"),)
 
-    id: Mapped[str] = mapped_column(Id, primary_key=True)
+    id: Mapped[str] = mapped_column(UUIDText, primary_key=True)
     name: Mapped[str | None]
     adaptor: Mapped[str | None] = mapped_column(
         default="@openfn/language-common@latest"
@@ -124,8 +124,8 @@ class Job(Base):
 # The access rule: a user's own projects and, for a support user, those that allow it,
 # but none that is scheduled for deletion. With a join in place of the subquery,
 # PostgreSQL reads all projects, and a list among 5,000 takes 3 ms instead of 1.
-user_id_param = sa.bindparam("user_id", type_=Id)
-project_id_param = sa.bindparam("project_id", type_=Id)
+user_id_param = sa.bindparam("user_id", type_=UUIDText)
+project_id_param = sa.bindparam("project_id", type_=UUIDText)
 deletion = sa.select(Project.scheduled_deletion).filter_by(id=ProjectUser.project_id)
 accessible_projects = sa.union_all(
     sa.select(ProjectUser.project_id.label("id")).where(

@@ -12,7 +12,7 @@ from werkzeug.datastructures import MultiDict
 
 MAX_PAGE = 2**31 - 1
 DEFAULT_PAGE_SIZE = 10
-UUID = re.compile("[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.ASCII | re.I)
+UUID_PATTERN = re.compile("[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.ASCII | re.I)
 
 # A row of a query by column names. SQLAlchemy types the keys of a RowMapping as Any.
 Row = Mapping[Any, Any]
@@ -20,7 +20,7 @@ Row = Mapping[Any, Any]
 
 def is_id(value: Any) -> TypeGuard[str]:
     """Return whether a value is a UUID in its 36-character form, in either case."""
-    return isinstance(value, str) and UUID.fullmatch(value) is not None
+    return isinstance(value, str) and UUID_PATTERN.fullmatch(value) is not None
 
 
 class Id(fields.Field[str]):
