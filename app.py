@@ -33,7 +33,8 @@ def create_app(config: Mapping[str, Any] | None = None) -> Flask:
     app.logger.addFilter(escape_control_characters)
     init_database(app)
     apply_proxy_fix(app)
-    # By default, Werkzeug redirects to the path with or without the slashes.
+    # Werkzeug would redirect paths with other slashes. Only rules that are added later
+    # follow these settings.
     app.url_map.strict_slashes = False
     app.url_map.merge_slashes = False
     app.register_blueprint(jobs)
@@ -46,7 +47,7 @@ def create_app(config: Mapping[str, Any] | None = None) -> Flask:
 
 
 def escape_control_characters(record: logging.LogRecord) -> bool:
-    """Escape control characters, since Flask logs the decoded path of a request."""
+    """Escape control characters: Flask logs decoded paths, which could forge lines."""
     record.msg = record.msg.encode("unicode_escape").decode()
     return True
 
@@ -185,7 +186,7 @@ def json_response(document: dict[str, Any]) -> Response:
 def handle_http_exception(error: HTTPException) -> Response:
     """Return the error as JSON, with its own status and headers."""
     detail = error.description
-    # Only the router raises NotFound without a description of its own.
+    # NotFound has this text if no route or file has the path.
     if detail == NotFound.description:
         detail = f"There is no such path. See {url_for('swagger_ui.show_page')}."
     return error_response(error, [{"detail": detail}])

@@ -31,9 +31,10 @@ def create_token(user: models.User) -> tuple[str, models.UserToken]:
 
 
 def token_required(view: Callable[..., Any]) -> Callable[..., Any]:
-    """Return 401 unless the request has a valid token; set ``g.user_id`` if it has.
+    """Raise a 401 unless the request has a valid bearer token.
 
-    The view reads the database through ``g.connection``.
+    The view finds the token's user in ``g.user_id`` and a database connection in
+    ``g.connection``.
     """
 
     @wraps(view)

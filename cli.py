@@ -40,7 +40,7 @@ commands.cli.command_class = Command
 
 
 def print_lines(*lines: str) -> None:
-    """Print lines on stdout. Raises ClickException if that fails."""
+    """Print lines on stdout. Raises ClickException if stdout cannot be written."""
     reason = None if sys.stdout else "it is closed"
     try:
         click.echo("\n".join(lines))
@@ -54,7 +54,7 @@ def print_lines(*lines: str) -> None:
 
 
 def print_done(line: str) -> None:
-    """Print what a command did, on stderr if stdout fails, since it is committed."""
+    """Print what a command has committed, on stderr if stdout cannot be written."""
     try:
         print_lines(line)
     except click.ClickException:
@@ -73,7 +73,7 @@ def print_counts(subject: str, counts: Counter[str]) -> None:
 
 
 def print_token(row: UserToken, *lines: str) -> None:
-    """Print the lines with a token, or delete the token if that fails."""
+    """Print the lines with a token, or delete the token if they cannot be written."""
     try:
         click.echo(f"Token id, for flask revoke-token: {row.id}", err=True)
         print_lines(*lines)
@@ -106,7 +106,7 @@ def import_project(file: str, members: tuple[Member, ...]) -> None:
     """Make the database agree with an OpenFn project FILE (- is stdin).
 
     FILE is a project file, which `openfn project pull` writes, or a state file of the
-    older CLI. What it no longer has is deleted from the project.
+    older CLI. Jobs that FILE no longer has are deleted.
     """
     if file == "-" and sys.stdin is None:
         raise click.ClickException("There is no standard input to read.")

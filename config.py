@@ -87,8 +87,8 @@ class SettingsSchema(Schema):
 def load_config(config: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """Return the settings with defaults, from the mapping or else the environment.
 
-    The SystemExit for a wrong value names the variable, never the value, since that may
-    have a password in it.
+    Raises SystemExit with the name of a wrong variable, but without its value, because
+    the value may contain a password.
     """
     source = os.environ if config is None else config
     # Shells and unit files leave a variable empty to unset it.

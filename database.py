@@ -13,7 +13,7 @@ from gevent import Timeout
 from psycopg.conninfo import make_conninfo, timeout_from_conninfo
 from sqlalchemy import URL, Connection, Engine, ExceptionContext, event, exc, inspect
 
-# These statements get the write lock before the first read, so that imports queue up.
+# The write lock comes before the first read, so that imports run one after the other.
 BEGIN_WRITE_SQL = {
     "sqlite": [
         "PRAGMA busy_timeout = 60000",
@@ -23,7 +23,8 @@ BEGIN_WRITE_SQL = {
     ],
     "postgresql": [
         "SET statement_timeout = 0",
-        # With another isolation level, an import would not see what it waited for.
+        # With another isolation level, an import would not see the changes of the
+        # import that it waited for.
         "BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE",
         # The key, "jobs" in ASCII, only has to differ from those of other programs.
         "SELECT pg_advisory_xact_lock(1785684595)",
@@ -87,7 +88,7 @@ def postgresql_options(url: URL) -> tuple[URL, dict[str, Any]]:
     settings = "-c statement_timeout=5s -c default_transaction_read_only=on"
     connect_args = {
         "options": " ".join([settings, *url.normalized_query.get("options", ())]),
-        # To plan a list takes longer than to run it, so prepare at the first use.
+        # Planning a list takes longer than running it, so prepare it at its first use.
         "prepare_threshold": 0,
     }
     events = [(discard_if_closed, "checkout")]
@@ -101,7 +102,7 @@ def discard_if_closed(connection: psycopg.Connection, *_: Any) -> None:
     requests of 32 clients become 7 to 15 % slower.
     """
     try:
-        # The end of the connection may follow a last message.
+        # The first call may only read a last message before the end of the connection.
         connection.pgconn.consume_input()
         connection.pgconn.consume_input()
     except psycopg.OperationalError as error:

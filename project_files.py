@@ -154,7 +154,7 @@ def load_project_file(content: bytes) -> ProjectFile:
     schema = ProjectSchema(is_project_file(document))
     # YAML has no end mark, and a truncated file would delete the jobs that it lacks.
     if not content.endswith((b"\n", b"}")):
-        raise ClickException("The file may be truncated: its last line is open.")
+        raise ClickException("The file ends within a line: it may be truncated.")
     try:
         project = schema.load(document)
     except ValidationError as error:

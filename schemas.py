@@ -50,7 +50,8 @@ class StrictInteger(fields.Field[int]):
         )
 
     def _deserialize(self, value: Any, *args: Any, **kwargs: Any) -> int:
-        # int() accepts signs, spaces, underscores and digits of other scripts.
+        # int() also accepts signs, spaces, underscores and digits of other scripts, and
+        # raises ValueError for thousands of digits.
         match = re.fullmatch("0*([0-9]{1,99})", str(value))
         if match is None:
             raise self.make_error("invalid")
