@@ -1,250 +1,203 @@
-"""Read OpenFn's project files and state files, and report each error in them."""
+"""Read OpenFn's state files and project files into the columns of rows."""
 
-import json
+from collections.abc import Iterator
 from datetime import UTC
-from typing import Any, NamedTuple, NoReturn
+from typing import Any
 
 import yaml_rs
-from click import ClickException
-from marshmallow import EXCLUDE, Schema, ValidationError, fields, pre_load, validate
+from marshmallow import EXCLUDE, Schema, ValidationError, fields, post_load
+from marshmallow.validate import Length
 
-from schemas import Id, UTCDateTime, is_id
+from schemas import Id, is_id
 
-MAX_REPORTED_ERRORS, MAX_QUOTED_LENGTH = 200, 150
-JOB_TIMES = {"inserted_at", "updated_at"}
-# Without this limit, a file of 0.4 MB with 20,000 aliases takes 3.8 GB in memory.
-ALIAS_LIMITS = yaml_rs.AliasLimits(max_alias_expansions_per_anchor=100)
-
-NOT_DEPLOYED = {
-    "required": "Missing, because the project was never deployed. "
-    "Deploy it, then run: openfn project pull"
-}
-
-# The key in a project file for each field that is named as in state files and tables.
-PROJECT_FILE_KEYS = {
-    "id": "openfn.uuid",
-    "scheduled_deletion": "options.scheduled_deletion",
-    "allow_support_access": "options.allow_support_access",
-    "deleted_at": "openfn.deleted_at",
-    "jobs": "steps",
-    "body": "expression",
-    "inserted_at": "openfn.inserted_at",
-    "updated_at": "openfn.updated_at",
-}
-
-# An entry is the location of an object in the file, and the columns of its row.
 Columns = dict[str, Any]
-Entry = tuple[str, Columns]
+Rows = list[Columns]
+
+FETCH = "openfn project fetch UUID -o project.json"
 
 
-class ProjectFile(NamedTuple):
-    """A project, and its workflows and jobs in the order of the file."""
+class Name(fields.String):
+    """A name in a project file, which the YAML parser may have read as a number."""
 
-    project: Columns
-    workflows: list[Entry]
-    jobs: list[Entry]
-
-
-# PostgreSQL cannot store NUL.
-validate_storable = validate.Regexp(r"[^\0]*\Z", error="Must not contain NUL.")
-validate_short_text = validate.And(validate.Length(max=255), validate_storable)
+    def _deserialize(self, value: Any, *args: Any, **kwargs: Any) -> Any:
+        if type(value) in (int, float):
+            remedy = f"Fetch the project as JSON: {FETCH}"
+            raise ValidationError(f"It was read as the number {value}. {remedy}")
+        return super()._deserialize(value, *args, **kwargs)
 
 
-def validate_boolean(value: Any) -> None:
-    """Reject everything but true and false, so that "yes" grants no access."""
-    if not isinstance(value, bool):
-        raise ValidationError("Not a valid boolean.")
+class Entries(fields.Nested):
+    """The objects in an array or an object, each loaded by the nested schema."""
 
-
-class Children(fields.Field[list[Entry]]):
-    """The objects in an array or an object, each loaded by a schema."""
-
-    schema: "EntrySchema"
-
-    def __init__(self, schema_class: type["EntrySchema"]) -> None:
-        super().__init__(required=True)
-        self.schema_class = schema_class
-
-    def _deserialize(self, value: Any, attr: Any, data: Any, **kwargs: Any) -> Any:
-        if not isinstance(value, dict | list):
-            raise ValidationError("Must be an object or an array.")
-        entries, errors = list[Entry](), dict[Any, Any]()
+    def _deserialize(self, value: Any, *args: Any, **kwargs: Any) -> Any:
+        if not isinstance(value, list | dict):
+            raise ValidationError("Must be an array or an object.")
         items = value.items() if isinstance(value, dict) else enumerate(value)
-        for key, child in items:
-            if not isinstance(child, dict):
-                errors[key] = ["Must be an object."]
-            elif not self.is_skipped(child):
-                try:
-                    entries.append((join(attr, key), self.schema.load(child)))
-                except ValidationError as error:
-                    errors[key] = error.messages
-        if errors:
-            raise ValidationError(errors)
-        return entries
+        entries = {key: entry for key, entry in items if not self.is_dropped(entry)}
+        try:
+            return self.schema.load([*entries.values()], many=True)
+        except ValidationError as error:
+            # marshmallow has numbered only the entries that it was given.
+            keys: Any = [*entries]
+            errors = {keys[n]: found for n, found in error.messages_dict.items()}
+            raise ValidationError(errors) from None
 
-    def is_skipped(self, child: Columns) -> bool:
-        """Return whether a child is a trigger among steps, or marked for deletion."""
-        if self.schema.is_project_file:
-            return self.data_key == "steps" and child.get("type") is not None
-        return child.get("delete") is True
+    def is_dropped(self, entry: Any) -> bool:
+        """Return whether an entry is marked for deletion, or a trigger among steps."""
+        match entry:
+            case {"delete": True}:
+                return True
+            case {"type": _}:
+                return self.data_key == "steps"
+        return False
 
 
-class EntrySchema(Schema):
-    """The fields that every object of a file has."""
+class FileSchema(Schema):
+    """The base of all schemas of files, which ignores other keys."""
+
+    class Meta:
+        unknown = EXCLUDE
+
+    @post_load
+    def merge(self, columns: Columns, **_: Any) -> Columns:
+        """Move the columns that are in ``openfn`` and ``options`` to the others."""
+        for key in ("openfn", "options"):
+            columns |= columns.pop(key, {})
+        return columns
+
+
+class StateJobSchema(FileSchema):
+    """A job in a state file."""
 
     id = Id(required=True)
-    name = fields.String(required=True, validate=validate_short_text)
-
-    def __init__(self, is_project_file: bool) -> None:
-        self.is_project_file = is_project_file
-        super().__init__(unknown=EXCLUDE)
-
-    def on_bind_field(self, field_name: str, field_obj: fields.Field[Any]) -> None:
-        """Adapt a field to project files, which lack each key whose value is null."""
-        if isinstance(field_obj, Children):
-            field_obj.schema = field_obj.schema_class(self.is_project_file)
-        if self.is_project_file:
-            field_obj.data_key = PROJECT_FILE_KEYS.get(field_name)
-            if field_obj.allow_none:
-                field_obj.load_default = None
-            if field_name == "id":
-                # Do not change the dictionary itself, because fields share it.
-                field_obj.error_messages = field_obj.error_messages | NOT_DEPLOYED
-
-    @pre_load
-    def flatten(self, values: Columns, **_: Any) -> Columns:
-        """Add what is in ``openfn`` and ``options`` under keys like ``openfn.uuid``."""
-        for outer in ("openfn", "options") if self.is_project_file else ():
-            inner = {} if values.get(outer) is None else values[outer]
-            if not isinstance(inner, dict):
-                raise ValidationError("Must be an object.", outer)
-            values = values | {f"{outer}.{key}": inner[key] for key in inner}
-        return values
+    name = fields.String(required=True, validate=Length(max=255))
+    body = fields.String(required=True)
+    adaptor = fields.String(validate=Length(max=255))
+    inserted_at = fields.NaiveDateTime(timezone=UTC, allow_none=True)
+    updated_at = fields.NaiveDateTime(timezone=UTC, allow_none=True)
 
 
-class JobSchema(EntrySchema):
-    """A job."""
+class StateWorkflowSchema(FileSchema):
+    """A workflow in a state file."""
 
-    body = fields.String(required=True, validate=validate_storable)
-    adaptor = fields.String(validate=validate_short_text)
-    inserted_at = UTCDateTime(timezone=UTC, allow_none=True)
-    updated_at = UTCDateTime(timezone=UTC, allow_none=True)
-
-
-class WorkflowSchema(EntrySchema):
-    """A workflow with its jobs."""
-
-    jobs = Children(JobSchema)
-    deleted_at = UTCDateTime(timezone=UTC, allow_none=True)
+    id = Id(required=True)
+    name = fields.String(required=True, validate=Length(max=255))
+    deleted_at = fields.NaiveDateTime(timezone=UTC, allow_none=True)
+    jobs = Entries(StateJobSchema, required=True)
 
 
-class ProjectSchema(EntrySchema):
-    """A project with its workflows."""
+class StateSchema(FileSchema):
+    """A state file. What an optional key does not say stays as it is."""
 
-    workflows = Children(WorkflowSchema)
-    scheduled_deletion = UTCDateTime(timezone=UTC, allow_none=True)
-    allow_support_access = fields.Raw(allow_none=True, validate=validate_boolean)
-
-
-def load_project_file(content: bytes) -> ProjectFile:
-    """Return the project in a file. Raises ClickException with a line per error."""
-    document, prefix = parse(content), ""
-    if isinstance(document, dict) and "data" in document and "id" not in document:
-        document, prefix = document["data"], "data."
-    schema = ProjectSchema(is_project_file(document))
-    # YAML has no end mark, and a truncated file would delete the jobs that it lacks.
-    if not content.endswith((b"\n", b"}")):
-        raise ClickException("The file ends within a line: it may be truncated.")
-    try:
-        project = schema.load(document)
-    except ValidationError as error:
-        raise_errors([prefix + line for line in format_errors(error.messages_dict)])
-    id_key = schema.fields["id"].data_key or "id"
-    workflows, jobs = [], []
-    for location, workflow in project.pop("workflows"):
-        for job_location, job in workflow.pop("jobs"):
-            # A null is the same as no time: the database keeps the time that it has.
-            job = {key: job[key] for key in job if job[key] or key not in JOB_TIMES}
-            job["workflow_id"] = workflow["id"]
-            jobs.append((f"{prefix}{location}.{job_location}.{id_key}", job))
-        workflow["project_id"] = project["id"]
-        workflows.append((f"{prefix}{location}.{id_key}", workflow))
-    if duplicates := find_duplicates(workflows) + find_duplicates(jobs):
-        raise_errors(duplicates)
-    return ProjectFile(project, workflows, jobs)
+    id = Id(required=True)
+    name = fields.String(required=True, validate=Length(max=255))
+    scheduled_deletion = fields.NaiveDateTime(timezone=UTC, allow_none=True)
+    allow_support_access = fields.Boolean(truthy={True}, falsy={False}, allow_none=True)
+    workflows = Entries(StateWorkflowSchema, required=True)
 
 
-def parse(content: bytes) -> Any:
-    """Return the value of a YAML text in UTF-8; JSON is YAML, too."""
-    try:
-        text = content.decode("utf-8-sig")
-        # The parser ignores what follows a NUL, so the import would delete those jobs.
-        if "\0" in text:
-            line = text[: text.index("\0")].count("\n") + 1
-            raise ClickException(f"The file has a NUL character in line {line}.")
-        # Some 40,000 arrays that begin on one line would overflow the parser's stack.
-        if "- " * 5000 in text:
-            raise ClickException("The file is nested too deep: 5,000 times '- '.")
-        return yaml_rs.loads(text, parse_datetime=False, alias_limits=ALIAS_LIMITS)
-    except (ValueError, TypeError) as error:  # TypeError: an object is used as a key.
-        # The parser quotes the file between the first and the last line of a message.
-        first, *others = str(error).splitlines()
-        problem = shorten(": ".join([first, *others[-1:]]))
-    raise ClickException(f"The file is neither YAML nor JSON in UTF-8: {problem}.")
+class OpenFnSchema(FileSchema):
+    """The ``openfn`` object, in which OpenFn leaves out keys that are null."""
+
+    id = Id(required=True, data_key="uuid")
+    deleted_at = fields.NaiveDateTime(timezone=UTC, load_default=None)
+    inserted_at = fields.NaiveDateTime(timezone=UTC, allow_none=True)
+    updated_at = fields.NaiveDateTime(timezone=UTC, allow_none=True)
 
 
-def is_project_file(document: Any) -> bool:
-    """Return whether a document is a project file (True) or a state file (False)."""
-    if isinstance(document, dict) and is_id(document.get("id")):
-        return False
-    if isinstance(document, dict) and document.get("schema_version") in ("4.0", 4.0):
-        return True
-    raise ClickException(
-        "The file is neither a project file of OpenFn (only schema_version 4.0 is "
-        "supported) nor a state file (whose id is a UUID). "
-        "Write a project file with: openfn project pull"
+class OptionsSchema(FileSchema):
+    """The ``options`` of a project, in which OpenFn leaves out keys that are null."""
+
+    scheduled_deletion = fields.NaiveDateTime(timezone=UTC, load_default=None)
+    allow_support_access = fields.Boolean(
+        truthy={True}, falsy={False}, load_default=None
     )
 
 
-def find_duplicates(entries: list[Entry]) -> list[str]:
-    """Return an error for each id that an earlier entry has."""
-    locations: dict[str, str] = {}
-    return [
-        f"{location}: Duplicate of {first}."
-        for location, columns in entries
-        if (first := locations.setdefault(columns["id"], location)) != location
-    ]
+class StepSchema(FileSchema):
+    """A job in a project file."""
+
+    name = Name(required=True, validate=Length(max=255))
+    body = fields.String(required=True, data_key="expression")
+    adaptor = fields.String(validate=Length(max=255))
+    openfn = fields.Nested(OpenFnSchema(exclude=["deleted_at"]), required=True)
 
 
-def format_errors(errors: dict[Any, Any], parent: str = "") -> list[str]:
-    """Return a line for each error that marshmallow found, with its location."""
-    lines = []
-    for key, value in errors.items():
-        location = join(parent, key)
-        if isinstance(value, dict):
-            lines += format_errors(value, location)
-        else:
-            lines += [f"{location}: {message}" for message in value]
-    return lines
+class WorkflowSchema(FileSchema):
+    """A workflow in a project file."""
+
+    name = Name(required=True, validate=Length(max=255))
+    openfn = fields.Nested(OpenFnSchema(only=["id", "deleted_at"]), required=True)
+    jobs = Entries(StepSchema, required=True, data_key="steps")
 
 
-def join(location: str, key: Any) -> str:
-    """Return the location of an index (``[2]``) or a key (``.name``) at another one."""
-    if isinstance(key, int):
-        return f"{location}[{key}]"
-    return f"{location}.{shorten(str(key))}".removeprefix(".")
+class ProjectSchema(FileSchema):
+    """A project file."""
+
+    name = Name(required=True, validate=Length(max=255))
+    openfn = fields.Nested(OpenFnSchema(only=["id"]), required=True)
+    options = fields.Nested(OptionsSchema, load_default=OptionsSchema().load({}))
+    workflows = Entries(WorkflowSchema, required=True)
 
 
-def shorten(text: str) -> str:
-    """Return a text on one line and, if it is long, only its beginning."""
-    text = text if len(text) <= MAX_QUOTED_LENGTH else text[:MAX_QUOTED_LENGTH] + "…"
-    return text if text.isprintable() else json.dumps(text)
+def load_project_file(content: bytes) -> tuple[Columns, Rows, Rows]:
+    """Return the columns of a project, of its workflows and of its jobs, in order.
+
+    Raises ValidationError with one sentence, or with each error at its location.
+    """
+    try:
+        text = content.decode("utf-8-sig")
+        document = yaml_rs.loads(text, parse_datetime=False)  # JSON is YAML, too.
+    except (ValueError, TypeError) as error:  # TypeError: an object is used as a key.
+        # The parser quotes the file between the first and the last line of a message.
+        lines = str(error).splitlines()
+        problem = lines[0] if len(lines) == 1 else f"{lines[0]}: {lines[-1]}"
+        message = f"The file is neither JSON nor YAML in UTF-8: {problem}."
+        raise ValidationError(message) from error
+    project = load_document(document)
+    # Such a file can be valid YAML, and the import would delete the jobs that it lacks.
+    if "\0" in text or not (text.startswith("{") or text.endswith("\n")):
+        raise ValidationError(
+            "The file ends within a line or has a NUL character, so it may be damaged. "
+            "If it is complete, end it with a line break."
+        )
+    workflows, jobs = project.pop("workflows"), []
+    for workflow in workflows:
+        workflow["project_id"] = project["id"]
+        for job in workflow.pop("jobs"):
+            # A null time is no time: the database keeps the one that it has.
+            columns = {key: job[key] for key in job if job[key] is not None}
+            jobs.append(columns | {"workflow_id": workflow["id"]})
+    return project, workflows, jobs
 
 
-def raise_errors(errors: list[str]) -> NoReturn:
-    """Reject a file: report its first errors, and count the others."""
-    lines = ["Nothing was imported, because the file has errors:"]
-    lines += errors[:MAX_REPORTED_ERRORS]
-    if others := len(errors[MAX_REPORTED_ERRORS:]):
-        lines.append(f"{others} more error{'s' if others > 1 else ''}.")
-    raise ClickException("\n".join(lines))
+def load_document(document: Any) -> Any:
+    """Return the columns of a project, which contain those of its workflows."""
+    match document:
+        case {"schema_version": "4.0" | 4.0}:
+            return ProjectSchema().load(document)
+        case {"id": project_id} if is_id(project_id):
+            return StateSchema().load(document)
+        case {"data": {"id": _} as state}:  # as Lightning's API sends a state file
+            return StateSchema().load(state)
+        case None:
+            problem = "is empty"
+        case {"schema_version": version}:
+            problem = f"cannot be read: its schema_version is {version!r}, not '4.0'"
+        case {"workflows": _} if "id" not in document:
+            problem = "cannot be read: it is a spec, whose workflows have no ids"
+        case _:
+            problem = "is neither a project file nor a state file, whose id is a UUID"
+    raise ValidationError(f"The file {problem}. Fetch the project with: {FETCH}")
+
+
+def format_errors(errors: Any, location: str = "") -> Iterator[str]:
+    """Yield a line for each error that marshmallow found, with its location."""
+    if isinstance(errors, list):
+        yield from (f"{location}: {message}".lstrip(": ") for message in errors)
+        return
+    for key, found in errors.items():
+        # The key of errors of the object itself is "_schema".
+        step = f"[{key}]" if isinstance(key, int) else f".{key}"
+        step = step.replace("._schema", "")
+        yield from format_errors(found, f"{location}{step}".lstrip("."))

@@ -1,589 +1,301 @@
-"""Project files: read like the state file of the same project, or rejected whole."""
+"""Project files and state files: read as OpenFn reads them, or rejected whole."""
 
-import copy
 import json
-import tracemalloc
-from pathlib import Path
+import re
 
 import pytest
-from conftest import sqlite_only
-from sqlalchemy import event
+import yaml_rs
+from servers import ROOT
 
-from database import db
+# A file is read in the same way whatever the database is.
+pytestmark = pytest.mark.sqlite
 
-FILES = Path(__file__).parent / "project_files"
+FILES = ROOT / "tests/project_files"
+PROJECT, WORKFLOW, JOB = (f"00000000-0000-4000-8000-00000000000{n}" for n in "123")
+FETCH = "openfn project fetch UUID -o project.json"
 MISSING = "Missing data for required field."
-NOT_DEPLOYED = (
-    "Missing, because the project was never deployed. "
-    "Deploy it, then run: openfn project pull"
-)
-ERRORS = "Error: Nothing was imported, because the file has errors:\n"
-UNKNOWN_FORM = (
-    "Error: The file is neither a project file of OpenFn (only schema_version 4.0 is "
-    "supported) nor a state file (whose id is a UUID). "
-    "Write a project file with: openfn project pull\n"
-)
-PROJECT, WORKFLOW, JOB, OTHER = (
-    f"00000000-0000-4000-8000-00000000000{n}" for n in "1234"
-)
+NO_JSON = "The file is neither JSON nor YAML in UTF-8: "
+DAMAGED = "The file ends within a line or has a NUL character, so it may be damaged. "
+DAMAGED += "If it is complete, end it with a line break."
+OPTIONS = {"scheduled_deletion": "2024-01-01", "allow_support_access": True}
+TIMES = dict.fromkeys(["inserted_at", "updated_at"], "2024-01-01T01:00:00+01:00")
+DELETED = {"deleted_at": "2024-01-01T00:00:00Z"}
 
 
-@pytest.fixture
-def project():
-    """A small project file as Python values; tests change it."""
+def state_file(has_options=False):
+    """Return a small state file as Python values, also with all optional keys."""
+    job = {"id": JOB, "name": "Job", "body": "fn();"}
+    workflow = {"id": WORKFLOW, "name": "Workflow", "jobs": {"job": job}}
+    project = {"id": PROJECT, "name": "Project", "workflows": {"flow": workflow}}
+    if has_options:
+        job |= TIMES | {"adaptor": "x"}
+        workflow |= DELETED
+    return project | (OPTIONS if has_options else {})
+
+
+def project_file(has_options=False):
+    """Return a project file of the same project as Python values."""
     trigger = {"id": "webhook", "type": "webhook", "openfn": {"uuid": "x"}}
-    job = {"id": "job", "name": "Job", "expression": "fn();", "openfn": {"uuid": JOB}}
-    return {
-        "id": "project",
-        "name": "Project",
-        "schema_version": "4.0",
-        "openfn": {"uuid": PROJECT},
-        "workflows": [
-            {
-                "id": "workflow",
-                "name": "Workflow",
-                "openfn": {"uuid": WORKFLOW},
-                "steps": [trigger, job],
-            }
-        ],
-    }
+    job = {"name": "Job", "expression": "fn();", "openfn": {"uuid": JOB}}
+    workflow = {"name": "Workflow", "steps": [trigger, job]}
+    workflow["openfn"] = {"uuid": WORKFLOW}
+    project = {"name": "Project", "schema_version": "4.0", "workflows": [workflow]}
+    if has_options:
+        job["openfn"] |= TIMES
+        job["adaptor"] = "x"
+        workflow["openfn"] |= DELETED
+        project["options"] = OPTIONS
+    return project | {"openfn": {"uuid": PROJECT}}
+
+
+def yaml_file(name="Job"):
+    """Return the project file in YAML, with a name of its job without quotes."""
+    text = yaml_rs.dumps(project_file()).replace("name: Job", f"name: {name}")
+    return text.removeprefix("---\n") + "\n"
 
 
 @pytest.fixture
-def job(project):
-    """The job in the project."""
-    return project["workflows"][0]["steps"][1]
-
-
-@pytest.fixture
-def import_file(runner):
-    """A function that imports the content of a file and returns the result."""
+def import_file(run_flask, dump):
+    """A function that imports the content of a file, and returns all rows."""
 
     def run(content):
-        if isinstance(content, dict):
-            content = json.dumps(content)
-        return runner.invoke(args=["import-project", "-"], input=content)
+        content = json.dumps(content) if isinstance(content, dict) else content
+        run_flask("import-project", "-", input=content)
+        return dump()
 
     return run
 
 
-def yaml_of(name="Name", expression="fn();"):
-    """Return a project file in YAML whose job has this name and body."""
-    text = f"""
-id: project
-name: Project
-schema_version: '4.0'
-openfn:
-  uuid: {PROJECT}
-workflows:
-  - id: workflow
-    name: Workflow
-    openfn:
-      uuid: {WORKFLOW}
-    steps:
-      - id: job
-        name: {name}
-        openfn:
-          uuid: {JOB}
-        expression: {expression}"""
-    return text if text.endswith("\n") else f"{text}\n"
+@pytest.fixture
+def reject_file(fail_flask, dump):
+    """A function that imports a file that must be rejected, and returns the errors."""
 
-
-def content_of(name):
-    """Return the content of a file, with quotes around two names that need them.
-
-    OpenFn's reader takes them for text where they are plain; the YAML parser does not.
-    """
-    content = (FILES / name).read_text()
-    for number in ("1_000", "0b1"):
-        content = content.replace(f" name: {number}\n", f" name: '{number}'\n")
-    return content
-
-
-@pytest.mark.parametrize("name", ["plain", "odd", "lossy"])
-def test_project_file_says_what_the_state_file_says(run_flask, dump, name):
-    """OpenFn's own library wrote all three files of a project."""
-    state, in_yaml, in_json = (
-        content_of(f"{name}{ending}")
-        for ending in ("-state.json", ".yaml", "-project.json")
-    )
-    command = ["import-project", "-", "--member", "you@example.org"]
-    run_flask(*command, input=state)
-    before = dump()
-    for content in (in_yaml, in_json, state, in_json, in_yaml):
-        line = run_flask(*command, input=content)
-        assert "unchanged" in line
-        assert not any(word in line for word in ("created", "updated", "deleted"))
+    def run(content):
+        before = dump()
+        content = json.dumps(content) if isinstance(content, dict) else content
+        errors = fail_flask("import-project", "-", input=content)
         assert dump() == before
+        return errors
+
+    return run
 
 
-@sqlite_only
-def test_plain_name_that_looks_like_a_number_is_rejected(runner, dump):
-    result = runner.invoke(args=["import-project", str(FILES / "odd.yaml")])
-    assert (result.exit_code, result.stdout) == (1, "")
-    assert result.stderr == ERRORS + (
-        "workflows[0].steps[16].name: Not a valid string.\n"
-        "workflows[0].steps[22].name: Not a valid string.\n"
-    )
-    assert dump()["Project"] == {}
+@pytest.mark.postgresql
+@pytest.mark.parametrize("name", ["plain", "odd", "lossy"])
+def test_all_forms_of_a_project_are_read_as_openfn_reads_them(import_file, name):
+    """OpenFn's own library wrote the other two files of each state file."""
+    in_yaml = (FILES / f"{name}.yaml").read_text()
+    for number in ("1_000", "0b1"):  # The parser would read these as numbers.
+        in_yaml = in_yaml.replace(f" name: {number}\n", f" name: '{number}'\n")
+    in_json = (FILES / f"{name}-project.json").read_text()
+    in_state = (FILES / f"{name}-state.json").read_text()
+    before = import_file(in_state)
+    for content in (in_yaml, in_json, in_state):
+        assert import_file(content) == before
+    workflows = json.loads(in_state)["workflows"].values()
+    jobs = [job for workflow in workflows for job in workflow["jobs"].values()]
+    texts = {job["id"]: (job["name"], job["body"]) for job in jobs}
+    rows = before["jobs"].items()
+    assert {job_id: (row["name"], row["body"]) for job_id, row in rows} == texts
 
 
-@sqlite_only
-@pytest.mark.parametrize("ending", [".yaml", "-project.json"])
-def test_new_jobs_are_in_the_order_of_the_file(run_flask, client, auth_header, ending):
-    """Jobs whose times are in the file are sorted by these instead."""
-    command = ["import-project", "-", "--member", "you@example.org"]
-    run_flask(*command, input=content_of(f"odd{ending}"))
-    project = json.loads((FILES / "odd-project.json").read_text())
-    steps = [step for flow in project["workflows"] for step in flow["steps"]]
-    jobs = [
-        step["openfn"]["uuid"]
-        for step in steps
-        if "type" not in step and "inserted_at" not in step["openfn"]
-    ]
-    url, headers = "/api/jobs?page_size=100", auth_header("you@example.org")
-    listed = []
-    while url:
-        page = client.get(url, headers=headers).json
-        listed += [job["id"] for job in page["data"] if job["id"] in jobs]
-        url = page["links"]["next"]
-    assert listed == jobs
-
-
-@sqlite_only
 @pytest.mark.parametrize(
-    "name",
-    [
-        "no", "on", "Yes", "y", "OFF", "12:30", "2024-01-01", "0o8", "=", "<<",
-        "2024-01-01T00:00:00Z", "+", ".", "0x", "nUll", "tRUE", "1e", "é 🙂",
-    ],
-)  # fmt: skip
-def test_name_without_quotes_is_text(import_file, dump, name):
-    """Names are read by YAML 1.2's core schema, where no, 12:30 and dates are text."""
-    assert import_file(yaml_of(name)).exit_code == 0
-    assert dump()["Job"][JOB]["name"] == name
-
-
-@sqlite_only
-@pytest.mark.parametrize(
-    ("name", "message"),
-    [
-        ("null", "Field may not be null."),
-        ("~", "Field may not be null."),
-        ("", "Field may not be null."),
-        *[
-            (name, "Not a valid string.")
-            for name in (
-                "true",
-                "False",
-                "1",
-                "-1.5",
-                "1e3",
-                ".5",
-                "0x1F",
-                "0o17",
-                ".inf",
-                "1_000",
-                "0b1",
-            )
-        ],
-        ("[a]", "Not a valid string."),
-        ('"a\\0b"', "Must not contain NUL."),
-    ],
+    ("name", "number"),
+    [("1", 1), ("2026_01", 202601), ("0b1", 1), ("0x1F", 31), ("1.50", 1.5)],
 )
-def test_name_that_is_no_text_is_rejected(import_file, dump, name, message):
-    result = import_file(yaml_of(name))
-    assert (result.exit_code, result.stdout) == (1, "")
-    assert result.stderr == f"{ERRORS}workflows[0].steps[0].name: {message}\n"
-    assert dump()["Project"] == {}
+def test_name_that_is_read_as_a_number_is_rejected(reject_file, name, number):
+    error = f"It was read as the number {number}. Fetch the project as JSON: {FETCH}"
+    for kind, location in (
+        ("Project", "name"),
+        ("Workflow", "workflows[0].name"),
+        ("Job", "workflows[0].steps[1].name"),
+    ):
+        content = yaml_file().replace(f"name: {kind}", f"name: {name}")
+        assert reject_file(content) == [f"{location}: {error}"]
 
 
-ODD = "a\u2028b\u2029c\x85d\ufeffe\x7f\x1b\uffff🙂"
-
-
-@sqlite_only
 @pytest.mark.parametrize(
-    ("expression", "body"),
+    "content",
     [
-        ("|\n          a\n\n            b\n", "a\n\n  b\n"),
-        ("|-\n          a\n", "a"),
-        ("|+\n          a\n\n\n", "a\n\n\n"),
-        (">\n          a\n          b\n\n          c\n", "a b\nc\n"),
-        ("|\n          \ta\n          \t\tb\n", "\ta\n\t\tb\n"),
-        (">\n          \ta\n          b\n", "\ta\nb\n"),
-        ("|2\n            a\n", "  a\n"),
-        (f"|\n          {ODD}\n", f"{ODD}\n"),
-        ('"a\\r\\n\\u2028\\/"', "a\r\n\u2028/"),
-        ("'it''s'", "it's"),
-        ("|  # a comment\n          \ta\n", "\ta\n"),
-        ("|\n          x: |\n            \ty\n", "x: |\n  \ty\n"),
-        (">\n          x: >\n          \ty\n", "x: >\n\ty\n"),
-        ('"x: |\\n  \\ty"', "x: |\n  \ty"),
+        project_file(),
+        {"data": state_file()},
+        state_file() | {"created_by": {"x": [1.5, 10**400, None]}},
+        state_file() | {"id": PROJECT.upper()},
+        yaml_file().replace("'4.0'", "4.0"),
+        b"\xef\xbb\xbf# fetched\n---\n" + yaml_file("&name Job # no").encode(),
+        f"x: &flow Workflow\n{yaml_file()}".replace("name: Workflow", "name: *flow"),
     ],
-    ids=range(14),
-)  # fmt: skip
-def test_body_is_read_as_openfn_reads_it(import_file, dump, expression, body):
-    result = import_file(yaml_of(expression=expression))
-    assert result.exit_code == 0, result.stderr
-    assert dump()["Job"][JOB]["body"] == body
+    ids=["json", "api", "keys", "upper", "version", "mark", "alias"],
+)
+def test_other_forms_of_the_file_say_the_same(import_file, content):
+    assert import_file(state_file()) == import_file(content)
 
 
-@sqlite_only
-def test_optional_keys_are_read(import_file, project, job, dump):
-    project["options"] = {
-        "allow_support_access": True,
-        "scheduled_deletion": "2030-01-01T00:00:00Z",
-    }
-    project["workflows"][0]["openfn"]["deleted_at"] = "2024-01-01T00:00:00Z"
-    times = {
-        "inserted_at": "2024-01-02T00:00:00Z",
-        "updated_at": "2024-01-03T00:00:00Z",
-    }
-    job["openfn"] |= times
-    job["adaptor"] = "@openfn/language-http@7.2.3"
-    assert import_file(project).exit_code == 0
-    rows = dump()
-    assert rows["Project"][PROJECT]["allow_support_access"] is True
-    assert f"{rows['Project'][PROJECT]['scheduled_deletion']:%F}" == "2030-01-01"
-    assert f"{rows['Workflow'][WORKFLOW]['deleted_at']:%F}" == "2024-01-01"
-    assert f"{rows['Job'][JOB]['inserted_at']:%F}" == "2024-01-02"
-    assert f"{rows['Job'][JOB]['updated_at']:%F}" == "2024-01-03"
-    assert rows["Job"][JOB]["adaptor"] == "@openfn/language-http@7.2.3"
+def test_triggers_and_deleted_entries_are_dropped_unread(import_file, reject_file):
+    """Errors have their location among all entries. A job may have a ``type``."""
+    project, state = project_file(), state_file()
+    steps = project["workflows"][0]["steps"]
+    steps[:0] = [{"type": 5}, {"delete": True, "name": 5}]
+    project["workflows"].insert(0, {"delete": True, "steps": 5})
+    state["workflows"]["gone"] = {"delete": True, "id": "x"}
+    jobs = state["workflows"]["flow"]["jobs"]
+    jobs["gone"] = {"delete": True, "id": "x"}
+    jobs["job"] |= {"delete": False, "type": "job"}
+    assert import_file(project)["jobs"].keys() == {JOB}
+    assert import_file(state)["jobs"].keys() == {JOB}
+    steps[3]["name"] = None
+    error = "workflows[1].steps[3].name: Field may not be null."
+    assert reject_file(project) == [error]
 
 
-@sqlite_only
-def test_what_the_project_file_no_longer_has_is_deleted(import_file, project, dump):
-    import_file(project)
-    project["workflows"][0]["steps"].pop()
-    assert "1 job deleted" in import_file(project).stdout
-    assert dump()["Job"] == {}
-
-
-REMOVE = ...
-STEP = "workflows[0].steps[1]"
-
-
-@sqlite_only
 @pytest.mark.parametrize(
-    ("path", "value", "line"),
+    ("make_file", "is_cleared"),
+    [(state_file, False), (project_file, True)],
+    ids=["state file", "project file"],
+)
+def test_optional_keys_that_are_absent(import_file, make_file, is_cleared):
+    """They are null in a project file, and leave what is there in a state file.
+
+    Jobs are never cleared.
+    """
+    options = [*import_file(make_file(has_options=True))["jobs"][JOB].values()][2:6]
+    time = "2024-01-01 00:00:00.000000"  # as SQLite has it
+    assert options == ["x", WORKFLOW, time, time]
+    before = import_file(make_file(has_options=True))
+    after = import_file(make_file())
+    assert after["jobs"] == before["jobs"]
+    for rows, values in (
+        (after, [None] * 3) if is_cleared else (after, [time, 1, time]),
+    ):
+        project = rows["projects"][PROJECT]
+        found = [project[key] for key in OPTIONS]
+        assert [*found, rows["workflows"][WORKFLOW]["deleted_at"]] == values
+
+
+def test_null_clears_a_key_of_a_state_file_except_the_times_of_a_job(import_file):
+    before = import_file(state_file(has_options=True))
+    state = state_file() | dict.fromkeys(OPTIONS)
+    workflow = state["workflows"]["flow"]
+    workflow["deleted_at"] = None
+    workflow["jobs"]["job"] |= dict.fromkeys(TIMES)
+    after = import_file(state)
+    assert [after["projects"][PROJECT][key] for key in OPTIONS] == [None, None]
+    assert after["workflows"][WORKFLOW]["deleted_at"] is None
+    assert after["jobs"] == before["jobs"]
+
+
+UUID, TIME = "Not a valid UUID.", "Not a valid datetime."
+JOB_KEYS = ("id", "name", "body")
+STEP, FLOW_JOB = "workflows[0].steps[1]", "workflows.flow.jobs.job"
+
+
+@pytest.mark.parametrize(
+    ("make_file", "location", "value", "error"),
     [
-        (["openfn"], REMOVE, f"openfn.uuid: {NOT_DEPLOYED}"),
-        (["openfn", "uuid"], REMOVE, f"openfn.uuid: {NOT_DEPLOYED}"),
-        (["openfn", "uuid"], "x", "openfn.uuid: Not a valid UUID."),
-        (["openfn", "uuid"], None, "openfn.uuid: Field may not be null."),
-        (["name"], REMOVE, f"name: {MISSING}"),
-        (["workflows"], REMOVE, f"workflows: {MISSING}"),
-        (["workflows"], 5, "workflows: Must be an object or an array."),
-        (["workflows", 0], 5, "workflows[0]: Must be an object."),
-        (["options"], {"allow_support_access": 1},
-         "options.allow_support_access: Not a valid boolean."),
-        (["options"], {"scheduled_deletion": "x"},
-         "options.scheduled_deletion: Not a valid datetime."),
-        (["options"], [1], "options: Must be an object."),
-        (["workflows", 0, "steps"], REMOVE, f"workflows[0].steps: {MISSING}"),
-        (["workflows", 0, "openfn", "deleted_at"], "x",
-         "workflows[0].openfn.deleted_at: Not a valid datetime."),
-        (["workflows", 0, "openfn"], REMOVE,
-         f"workflows[0].openfn.uuid: {NOT_DEPLOYED}"),
-        (["workflows", 0, "steps", 1, "openfn", "uuid"], "x",
-         f"{STEP}.openfn.uuid: Not a valid UUID."),
-        (["workflows", 0, "steps", 1, "openfn", "inserted_at"], "x",
-         f"{STEP}.openfn.inserted_at: Not a valid datetime."),
-        (["workflows", 0, "steps", 1, "expression"], REMOVE,
-         f"{STEP}.expression: {MISSING}"),
-        (["workflows", 0, "steps", 1, "name"], "x" * 256,
-         f"{STEP}.name: Longer than maximum length 255."),
-        (["workflows", 0, "steps", 1, "adaptor"], None,
-         f"{STEP}.adaptor: Field may not be null."),
+        (state_file, "name", ..., MISSING),
+        (state_file, "workflows", None, "Field may not be null."),
+        (state_file, "workflows", 5, "Must be an array or an object."),
+        (state_file, "workflows.flow", 5, "Invalid input type."),
+        (state_file, "allow_support_access", "yes", "Not a valid boolean."),
+        (state_file, "workflows.flow.id", JOB.replace("-", ""), UUID),
+        (state_file, "workflows.flow.deleted_at", False, TIME),
+        (state_file, f"{FLOW_JOB}.body", 5, "Not a valid string."),
+        (state_file, f"{FLOW_JOB}.inserted_at", "2024-02-30", TIME),
+        (
+            state_file,
+            f"{FLOW_JOB}.adaptor",
+            "é" * 256,
+            "Longer than maximum length 255.",
+        ),
+        (project_file, "openfn", ..., MISSING),
+        (project_file, "options", [1], "Invalid input type."),
+        (project_file, "workflows[0].openfn.deleted_at", "x", TIME),
+        (project_file, "workflows[0].name", True, "Not a valid string."),
+        (project_file, "workflows[0].steps", ..., MISSING),
+        (project_file, f"{STEP}.openfn.uuid", "x", UUID),
+        (project_file, f"{STEP}.openfn.updated_at", 5, TIME),
+        (project_file, f"{STEP}.expression", ..., MISSING),
+        (project_file, f"{STEP}.name", "x" * 256, "Longer than maximum length 255."),
     ],
-    ids=lambda value: ascii(value)[:30],
-)  # fmt: skip
-def test_error_has_its_location_in_the_file(
-    import_file, project, dump, path, value, line
-):
-    """The database stays as it was."""
-    import_file(project)
-    before = dump()
-    *way, key = path
-    entry = project
-    for step in way:
-        entry = entry[step]
+    ids=range(19),
+)
+def test_error_has_its_location(reject_file, make_file, location, value, error):
+    """The value ``...`` removes a key."""
+    document = entry = make_file()
+    *steps, key = re.findall(r"\w+", location)
+    for step in steps:
+        entry = entry[int(step) if step.isdigit() else step]
     entry[key] = value
-    if value is REMOVE:
+    if value is ...:
         del entry[key]
-    result = import_file(project)
-    assert (result.exit_code, result.stdout) == (1, "")
-    assert result.stderr == f"{ERRORS}{line}\n"
-    assert dump() == before
+    assert reject_file(document) == [f"{location}: {error}"]
 
 
-@sqlite_only
-def test_key_that_a_project_file_lacks_is_cleared(import_file, project, job, dump):
-    """OpenFn writes no key whose value is null; adaptors and times are not cleared."""
-    import_file(project)
-    before = dump()
-    project["options"] = {
-        "allow_support_access": True,
-        "scheduled_deletion": "2030-01-01T00:00:00Z",
-    }
-    flow = project["workflows"][0]["openfn"]
-    flow["deleted_at"] = "2024-01-01T00:00:00Z"
-    assert "1 project updated, 1 workflow updated" in import_file(project).stdout
-    del project["options"], flow["deleted_at"]
-    assert "1 project updated, 1 workflow updated" in import_file(project).stdout
-    assert dump() == before
-    job["openfn"]["updated_at"] = job["openfn"]["inserted_at"] = "2024-01-01T00:00:00Z"
-    job["adaptor"] = "@openfn/language-http@7.2.3"
-    assert "1 job updated" in import_file(project).stdout
-    before = dump()
-    job["openfn"]["updated_at"] = None
-    del job["openfn"]["inserted_at"], job["adaptor"]
-    assert "1 job unchanged" in import_file(project).stdout
-    assert dump() == before
+def test_all_errors_are_reported_at_once(reject_file):
+    state = state_file() | {"name": None}
+    state["workflows"]["flow"]["id"] = 5
+    state["workflows"]["other"] = {"id": PROJECT, "name": "Other", "jobs": [{}]}
+    missing = [f"workflows.other.jobs[0].{key}: {MISSING}" for key in JOB_KEYS]
+    others = ["name: Field may not be null.", f"workflows.flow.id: {UUID}"]
+    assert sorted(reject_file(state)) == sorted(missing + others)
 
 
-@sqlite_only
-@pytest.mark.parametrize(
-    "change",
-    [
-        {"schema_version": "5.0"},
-        {"schema_version": None},
-        {"schema_version": None, "cli": {"version": 2}},
-        {"schema_version": None, "version": 2},
-    ],
-)
-def test_other_version_of_a_project_file_is_rejected(import_file, project, change):
-    result = import_file(project | change)
-    assert (result.exit_code, result.stderr) == (1, UNKNOWN_FORM)
+OTHER_FORM = "is neither a project file nor a state file, whose id is a UUID"
+OTHER_VERSION = "cannot be read: its schema_version is '3.0', not '4.0'"
+SPEC = "cannot be read: it is a spec, whose workflows have no ids"
 
 
-def test_id_of_another_project_is_rejected(import_file, project, dump):
-    import_file(project)
-    before = dump()
-    project["openfn"]["uuid"] = OTHER
-    result = import_file(project)
-    assert (result.exit_code, result.stderr) == (
-        1,
-        f"{ERRORS}workflows[0].openfn.uuid: Belongs to another project.\n"
-        f"{STEP}.openfn.uuid: Belongs to another project.\n",
-    )
-    assert dump() == before
-
-
-@sqlite_only
-def test_step_that_appears_twice_is_rejected(import_file, project, job):
-    project["workflows"][0]["steps"].append(copy.deepcopy(job))
-    result = import_file(project)
-    assert result.stderr == (
-        f"{ERRORS}workflows[0].steps[2].openfn.uuid: Duplicate of {STEP}.openfn.uuid.\n"
-    )
-
-
-@sqlite_only
 @pytest.mark.parametrize(
     ("content", "problem"),
     [
-        ("a: b: c", "line 1, column 5: mapping values are not allowed in this context"),
-        ("a: 1\nb: 'c", "line 2, column 4: unclosed quote"),
-        ("a: 1\nb: 2\na: 3", "duplicate mapping key: 'a'"),
-        ("x:\n  - {a: 1, 'a': 3}", "duplicate mapping key: 'a'"),
-        ("a: *b", "line 1, column 4: while parsing node, found unknown anchor"),
-        ("{{a: [b]}: c}", "unhashable type: 'list'"),
-        ("a: !!python/object:os.system x", "Invalid tag: '!!python/object:os.system'"),
-        ('{"a": "\\ud800"}', "found high surrogate without following low surrogate"),
-        ("x: " + "[" * 100_000, "recursion limit exceeded"),
-        ("x: " + "[" * 900 + "]" * 900, "recursion limit exceeded"),
-        ("{'" + "k" * 1_000_000 + "': 1}", "did not find expected ',' or '}'"),
-        ("!!int " + "k" * 1_000_000, "kkk…"),
+        ("", "is empty"),
+        ("# nothing\n", "is empty"),
+        (project_file() | {"schema_version": "3.0"}, OTHER_VERSION),
+        ({"name": "x", "workflows": {"x": {"name": "X"}}}, SPEC),
+        ("<!DOCTYPE html>\n<html><title>Log in</title></html>\n", OTHER_FORM),
+        ("project:\n  uuid: x\n", OTHER_FORM),
+        ('{"error": "Unauthorized"}', OTHER_FORM),
+        ('{"data": []}', OTHER_FORM),
+        ("[]", OTHER_FORM),
+        (state_file() | {"id": f"{PROJECT}\n"}, OTHER_FORM),
+        (yaml_file() + "---\n" + yaml_file(), OTHER_FORM),
     ],
-    ids=lambda value: ascii(value)[:30],
+    ids=range(11),
 )
-def test_what_is_no_yaml_is_rejected_in_one_line(import_file, content, problem):
-    result = import_file(content)
-    assert (result.exit_code, result.stdout) == (1, "")
-    assert result.stderr.startswith(
-        "Error: The file is neither YAML nor JSON in UTF-8: "
-    )
-    assert problem in result.stderr and result.stderr.count("\n") == 1
-    assert len(result.stderr) < 250
-
-
-@sqlite_only
-@pytest.mark.parametrize(
-    ("content", "line"),
-    [
-        ("- " * 100_000, "The file is nested too deep: 5,000 times '- '."),
-        (
-            b"a: \xff",
-            "The file is neither YAML nor JSON in UTF-8: "
-            "'utf-8' codec can't decode byte 0xff in position 3: invalid start byte.",
-        ),
-        (yaml_of() + "\0\n" + yaml_of(), "The file has a NUL character in line 18."),
-    ],
-    ids=range(3),
-)
-def test_file_that_the_parser_would_mangle_is_rejected(
-    import_file, dump, content, line
+def test_file_of_another_form_is_rejected_in_one_sentence(
+    reject_file, content, problem
 ):
-    """The parser ignores what follows a NUL, and exits where it is nested too deep."""
-    result = import_file(content)
-    assert (result.exit_code, result.stdout) == (1, "")
-    assert result.stderr == f"Error: {line}\n"
-    assert dump()["Project"] == {}
+    error = f"The file {problem}. Fetch the project with: {FETCH}"
+    assert reject_file(content) == [error]
 
 
-@sqlite_only
 @pytest.mark.parametrize(
-    "content",
+    ("content", "problem"),
     [
-        "",
-        "# nothing",
-        "<!DOCTYPE html>\n<html><head><title>Log in</title></head></html>",
-        "project:\n  uuid: x\nworkspace:\n  formats: {}",
-        "name: a project\nworkflows:\n  flow:\n    name: Flow\n    jobs: {}",
-        "id: flow\nname: Flow\nsteps: []",
-        yaml_of() + "\n---\n" + yaml_of(),
+        ("a: b: c\n", "YAML parse error at line 1, column 5: mapping values are"),
+        ("a: 1\nb: 2\na: 3\n", "duplicate mapping key: 'a'."),
+        ('{"x": [{"a": 1, "a": 2}]}', "duplicate mapping key: 'a'."),
+        ("a: *b\n", "YAML parse error at line 1, column 4: while parsing node, found"),
+        ("{{a: [b]}: c}", "unhashable type: 'list'."),
+        ("a: !!python/object:os.system x\n", "Invalid tag: '!!python/object:os.sys"),
+        (b"a: \xff", "'utf-8' codec can't decode byte 0xff in position 3"),
+        ('{"a": "\\ud800"}', "YAML parse error at line 1, column 7: while parsing"),
     ],
-    ids=["nothing", "comment", "page", "openfn.yaml", "spec", "workflow", "two"],
+    ids=range(8),
 )
-def test_file_of_another_form_is_rejected(import_file, dump, content):
-    result = import_file(content)
-    assert (result.exit_code, result.stdout, result.stderr) == (1, "", UNKNOWN_FORM)
-    assert dump()["Project"] == {}
+def test_what_is_no_yaml_is_rejected_in_one_line(reject_file, content, problem):
+    [error] = reject_file(content)
+    assert error.startswith(f"{NO_JSON}{problem}")
 
 
-@sqlite_only
-def test_tag_of_a_text_runs_nothing(import_file, dump, tmp_path):
-    made = tmp_path / "made"
-    content = yaml_of(name=f"!!python/object/apply:os.mkdir ['{made}']")
-    assert import_file(content).exit_code == 1 and not made.exists()
-    assert import_file(yaml_of(name="!!str 12")).exit_code == 0
-    assert dump()["Job"][JOB]["name"] == "12"
-
-
-@sqlite_only
-def test_file_that_was_cut_within_a_line_is_rejected(import_file, dump):
-    """YAML has no end mark, so that the rest would be imported as the whole project."""
-    whole = (FILES / "plain.yaml").read_bytes()
-    assert import_file(whole).exit_code == 0
-    before = dump()
-    for end in range(len(whole) - 1, len(whole) // 2, -97):
-        if whole[:end].endswith((b"\n", b"}")):
-            continue
-        result = import_file(whole[:end])
-        assert (result.exit_code, result.stdout) == (1, "")
-    assert dump() == before
-
-
-@sqlite_only
-def test_byte_order_mark_and_comments_are_accepted(import_file, dump):
-    content = b"\xef\xbb\xbf# pulled\n---\n" + yaml_of("&name Job # no").encode()
-    assert import_file(content).exit_code == 0
-    assert dump()["Job"][JOB]["name"] == "Job"
-
-
-@sqlite_only
-def test_alias_stands_for_what_it_names(import_file, dump):
-    content = yaml_of("&name Job").replace("name: Workflow", "name: *flow", 1)
-    content = f"x: &flow Flow\n{content}"
-    assert import_file(content).exit_code == 0
-    assert dump()["Workflow"][WORKFLOW]["name"] == "Flow"
-
-
-def peak_of(call):
-    """Return a call's result, and the peak of the bytes that Python allocated."""
-    tracemalloc.start()
-    try:
-        return call(), tracemalloc.get_traced_memory()[1]
-    finally:
-        tracemalloc.stop()
-
-
-def laughs(item, depth):
-    """Return nested lists, each of which has ten aliases of the one before."""
-    lines = [f"a0: &a0 {item}"]
-    lines += [
-        f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 10)}]" for n in range(1, depth)
-    ]
-    return "\n".join(lines)
-
-
-# Fifty workflows, each of which has the same thousand jobs.
-SAME_JOBS = (
-    "schema_version: '4.0'\njobs: &jobs\n"
-    + "- {}\n" * 1000
-    + "workflows:\n"
-    + "- {steps: *jobs}\n" * 50
-)
-
-
-@sqlite_only
-@pytest.mark.parametrize(
-    "content",
-    [
-        laughs("ha", 50) + yaml_of(),
-        laughs("{steps: [x]}", 9)
-        + yaml_of().replace("workflows:", "workflows: *a8\nx:"),
-        laughs("ha", 50) + yaml_of().replace("'4.0'", "*a49"),
-        SAME_JOBS,
-        SAME_JOBS + "- {steps: *jobs}\n" * 950,
-        f"x: &x {'é' * 200_000}\nys:\n" + "- *x\n" * 20_000,
-        f"x: &x {'é' * 200_000}\nys:\n" + "- *x\n" * 100,
-    ],
-    ids=["unread", "workflows", "version", "jobs", "more", "text", "less text"],
-)
-def test_billion_laughs_cost_little(import_file, content):
-    result, peak = peak_of(lambda: import_file(content))
-    assert isinstance(result.exception, SystemExit | None)
-    assert peak < 100_000_000
-
-
-@sqlite_only
-def test_hundreds_of_errors_are_reported_and_the_rest_is_counted(
-    import_file, new_state
-):
-    """A location is short, however long a key of the file is."""
-    long = "k" * 1000
-    state = new_state(jobs=0)
-    flow = {"id": WORKFLOW, "name": "x", "jobs": [{} for _ in range(2000)]}
-    state["workflows"] = {long: flow}
-    result, peak = peak_of(lambda: import_file(state))
-    title, *lines, last = result.stderr.splitlines(keepends=True)
-    assert title == ERRORS
-    assert len(lines) == 200 and last == "5800 more errors.\n"
-    assert lines[0] == f"workflows.{'k' * 150}….jobs[0].id: {MISSING}\n"
-    assert peak < 50_000_000
-    flow["jobs"] = [{}] * 67
-    assert import_file(state).stderr.endswith("\n1 more error.\n")
-
-
-@pytest.fixture
-def statements(app):
-    """The statements that are sent to the database; one may insert many rows."""
-    sent = []
-    with app.app_context():
-        event.listen(
-            db.engine, "before_cursor_execute", lambda *event: sent.append(event[2])
-        )
-    return sent
-
-
-def test_number_of_statements_does_not_grow_with_the_jobs(
-    import_state, new_state, statements
-):
-    """The jobs are new, unchanged, changed, and at last deleted."""
-    counts = []
-    for jobs in (30, 300):
-        state = new_state(jobs=jobs)
-        for change in ("", "", "changed"):
-            for workflow in state["workflows"]:
-                for job in workflow["jobs"]:
-                    job["body"] += change
-            statements.clear()
-            import_state(state)
-            counts.append(len(statements))
-        state["workflows"] = []
-        statements.clear()
-        import_state(state)
-        counts.append(len(statements))
-    assert counts[:4] == counts[4:]
+def test_file_that_a_crash_has_damaged_is_rejected(import_file, reject_file):
+    """What is left can be valid, and the jobs that it lacks would be deleted."""
+    import_file((FILES / "plain.yaml").read_text())
+    for name in ("plain.yaml", "plain-project.json"):
+        whole = (FILES / name).read_bytes().strip()
+        for end in range(len(whole) - 1, 0, -197):
+            if not whole[:end].endswith(b"\n") or name.endswith("json"):
+                reject_file(whole[:end])
+    reject_file("\0" + yaml_file())
+    assert reject_file(yaml_file() + "\0\n" + yaml_file()) == [DAMAGED]
+    assert reject_file(yaml_file().strip()) == [DAMAGED]
