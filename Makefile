@@ -1,23 +1,16 @@
 PYTHON ?= python3
+PORT ?= 8000
+export PORT
 .PHONY: install serve test lint format bench
 
 # Install what the service needs, into .venv/.
 install: .venv/installed
 
-# gunicorn would report a taken port only after the demo's curl line, which would then reach the wrong server.
-define REQUIRE_FREE_PORT
-import config, socket
-port = config.load_config()["PORT"]
-try:
-    socket.create_server(("127.0.0.1", port))
-except OSError as error:
-    raise SystemExit(f"make serve cannot listen on port {port}: {error.strerror}. Type, for example: make serve PORT={port + 1}")
-endef
-export REQUIRE_FREE_PORT
-
-# flask demo prints a token and a curl line. It does not run on a database that DATABASE_URL names.
+# The check comes first, or the demo's curl line would reach the server that has the port. The demo is only for the
+# default database.
 serve: install
-	@.venv/bin/python -c "$$REQUIRE_FREE_PORT"
+	@.venv/bin/python -c 'import socket; socket.create_server(("127.0.0.1", $(PORT)))' 2> /dev/null \
+	|| { echo "Port $(PORT) cannot be used. Type, for example: make serve PORT=8001" >&2; exit 1; }
 	@test -n "$$DATABASE_URL" || .venv/bin/python -m flask demo
 	@exec .venv/bin/gunicorn wsgi:app
 
