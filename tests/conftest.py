@@ -1,168 +1,65 @@
 """Fixtures: databases of both kinds, the service with rows to read, and gunicorn."""
 
-import copy
 import json
 import os
-import re
-import signal
-import socket
-import sqlite3
-import subprocess
-import sys
-import time
-from contextlib import ExitStack, closing, contextmanager, suppress
-from fnmatch import fnmatch
+from contextlib import ExitStack
 from functools import partial
-from http.client import HTTPConnection, HTTPException
-from pathlib import Path
-from random import randrange
-from shutil import copy2, copyfile, rmtree
+from shutil import copy2, copyfile
 from tempfile import gettempdir
 from types import SimpleNamespace
 from uuid import uuid4
 
 import psycopg
 import pytest
-from sqlalchemy import insert, make_url, update
+from servers import ROOT, files_in_image, running_server
+from sqlalchemy import create_engine, insert, make_url, text
 
+from admin import write_transaction
 from app import create_app
-from database import db, write_transaction
-from models import Job, Project, ProjectUser, User, UserToken, Workflow
+from database import db
 
-ROOT = Path(__file__).parent.parent
-
-# Hypothesis stores tables of characters, which take seconds to create. Their folder is
-# outside of the checkout.
+# Hypothesis stores tables of characters, which take seconds to create, in this folder.
 os.environ["HYPOTHESIS_STORAGE_DIRECTORY"] = f"{gettempdir()}/hypothesis"
-
-SERVER = os.environ.get(
-    "TEST_DATABASE_URL", "postgresql://postgres@127.0.0.1:5432/postgres"
-)
-
-# All processes of a run have this name in their environment, and in the names of the
-# databases, roles and folders that they create.
-RUN_ID = os.environ.setdefault("JOBS_TEST_RUN", f"jobs_test_{uuid4().hex[:12]}")
-
-# Tests wait at most this number of seconds for what an idle machine does at once.
-TIMEOUT = 90
-
-# These marks are for behaviour that is the same on both databases or exists on one.
-sqlite_only, postgresql_only = (
-    pytest.mark.parametrize("database_url", [kind], indirect=True)
-    for kind in ("sqlite", "postgresql")
-)
-
-
-def with_shared_server(options="", **variables):
-    """Mark a test that shares a server on SQLite with all tests of the same options.
-
-    pytest runs these tests one after the other, since the server's scope is the run.
-    """
-    wanted = [(options, *variables.items())]
-    server = pytest.mark.parametrize(
-        "shared_server", wanted, ids=[options], indirect=True
-    )
-    database = pytest.mark.parametrize("database_url", ["served"], indirect=True)
-    # One mark for both would give the server the scope of the database.
-    return lambda test: server(database(test))
 
 
 def pytest_xdist_auto_num_workers(config):
     """Return two processes per core, since many tests wait, but none on one core."""
-    cores = os.cpu_count()
-    return cores * 2 if cores > 1 else 0
-
-
-def pytest_configure(config):
-    """Have fixtures clean up after SIGTERM as they do after Ctrl-C."""
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    return os.cpu_count() * 2 if os.cpu_count() > 1 else 0
 
 
 def pytest_collection_modifyitems(items):
-    """Run tests that share a server first, so that they stay in one process."""
-    items.sort(key=lambda item: "shared_server" not in item.fixturenames)
+    """Begin with the tests that start processes, because they take the longest."""
+    slow = {"checkout", "hosts", "start_server"}
+    items.sort(key=lambda item: slow.isdisjoint(item.fixturenames))
 
 
-def pytest_unconfigure(config):
-    """Remove the processes, folders, databases and roles that this run left behind."""
-    if hasattr(config, "workerinput"):
-        return
-    for environment in Path("/proc").glob("[0-9]*/environ"):
-        with suppress(OSError):
-            if RUN_ID.encode() in environment.read_bytes():
-                os.kill(int(environment.parent.name), signal.SIGKILL)
-    for folder in Path(gettempdir()).glob(f"{RUN_ID}*"):
-        rmtree(folder, ignore_errors=True)
-    with suppress(psycopg.OperationalError), connect_to_server() as server:
-        for kind, catalog, column, force in (
-            ("DATABASE", "pg_database", "datname", "WITH (FORCE)"),
-            ("ROLE", "pg_roles", "rolname", ""),
-        ):
-            query = f"SELECT {column} FROM {catalog} WHERE {column} LIKE '%{RUN_ID}%'"
-            for (name,) in server.execute(query).fetchall():
-                server.execute(f"DROP {kind} {name} {force}")
-
-
-def connect_to_server():
-    """Connect to PostgreSQL as a role that can create databases."""
-    return psycopg.connect(SERVER, autocommit=True, connect_timeout=3)
+def pytest_generate_tests(metafunc):
+    """Run a test on both databases, unless it has the mark of one."""
+    if "database_url" in metafunc.fixturenames:
+        both = ("sqlite", "postgresql")
+        marked = [kind for kind in both if metafunc.definition.get_closest_marker(kind)]
+        metafunc.parametrize("database_url", marked or both, indirect=True)
 
 
 @pytest.fixture(scope="session")
 def postgresql_server():
-    """A connection to PostgreSQL as a role that can create databases."""
-    try:
-        server = connect_to_server()
-    except psycopg.OperationalError as error:
-        if os.environ.get("CI"):
-            raise
-        pytest.skip(f"needs PostgreSQL, here or at TEST_DATABASE_URL: {error}")
-    with server:
+    """A connection to the server that TEST_DATABASE_URL names."""
+    url = os.environ.get("TEST_DATABASE_URL")
+    if not url:
+        assert not os.environ.get("CI"), "CI must set TEST_DATABASE_URL"
+        pytest.skip("needs TEST_DATABASE_URL, the URL of a PostgreSQL server")
+    with psycopg.connect(url, autocommit=True) as server:
         yield server
-
-
-@contextmanager
-def new_database(server, options=""):
-    """Create a database, yield its URL, and drop the database at the end."""
-    name = f"{RUN_ID}_{uuid4().hex[:12]}"
-    try:
-        server.execute(f"CREATE DATABASE {name} {options}")
-        yield make_url(SERVER).set(database=name).render_as_string(hide_password=False)
-    finally:
-        server.execute(f"DROP DATABASE IF EXISTS {name} WITH (FORCE)")
 
 
 @pytest.fixture(scope="session")
 def postgresql_url(postgresql_server):
     """The URL of a PostgreSQL database that only this process uses."""
-    with new_database(postgresql_server) as url:
-        yield url
-
-
-@pytest.fixture
-def execute(postgresql_url):
-    """A function that runs statements in PostgreSQL, without the service."""
-    with psycopg.connect(postgresql_url, autocommit=True) as connection:
-        yield connection.execute
-
-
-DROP_TABLES = "DROP SCHEMA public CASCADE; CREATE SCHEMA public"
-DELETE_ROWS = "DELETE FROM users; DELETE FROM projects"
-
-
-@pytest.fixture
-def empty_schema(execute):
-    """A schema without tables, which is emptied again after the test."""
-    execute(DROP_TABLES)
-    yield
-    execute(DROP_TABLES)
-
-
-def run_command(app, *args, **options):
-    """Run a ``flask`` command that must succeed, and return what it prints."""
-    result = app.test_cli_runner().invoke(args=args, **options)
-    assert result.exit_code == 0, result.output
-    return result.stdout
+    name = f"jobs_test_{uuid4().hex[:12]}"
+    postgresql_server.execute(f"CREATE DATABASE {name}")
+    url = make_url(os.environ["TEST_DATABASE_URL"]).set(database=name)
+    yield url.render_as_string(hide_password=False)
+    postgresql_server.execute(f"DROP DATABASE {name} WITH (FORCE)")
 
 
 @pytest.fixture(scope="session")
@@ -173,29 +70,39 @@ def sqlite_tables(tmp_path_factory):
     return path
 
 
-@pytest.fixture(params=["sqlite", "postgresql"])
+@pytest.fixture
 def database_url(request, tmp_path):
-    """The URL of an empty database of each kind; it has tables if ``app`` is used."""
-    if request.param == "served":
-        url = request.getfixturevalue("shared_server").database_url
-        with closing(sqlite3.connect(make_url(url).database)) as connection:
-            connection.executescript(f"PRAGMA foreign_keys = ON; {DELETE_ROWS}")
-        return url
-    needs_tables = "app" in request.fixturenames
+    """The URL of a database with empty tables, of each kind."""
     if request.param == "sqlite":
         path = tmp_path / "jobs.db"
-        if needs_tables:
-            copyfile(request.getfixturevalue("sqlite_tables"), path)
+        copyfile(request.getfixturevalue("sqlite_tables"), path)
         return f"sqlite:///{path}"
-    url, execute = map(request.getfixturevalue, ("postgresql_url", "execute"))
-    found = execute("SELECT tablename FROM pg_tables WHERE schemaname = 'public'")
-    if needs_tables and {name for (name,) in found} == {*db.metadata.tables}:
-        execute(DELETE_ROWS)
-    else:
-        execute(DROP_TABLES)
-        if needs_tables:
+    url = request.getfixturevalue("postgresql_url")
+    with psycopg.connect(url, autocommit=True) as connection:
+        query = "SELECT table_name, column_name FROM information_schema.columns"
+        found = connection.execute(f"{query} WHERE table_schema = 'public'").fetchall()
+        tables = db.metadata.tables.values()
+        if {*found} == {(t.name, column.name) for t in tables for column in t.columns}:
+            connection.execute("DELETE FROM users; DELETE FROM projects")
+        else:
+            connection.execute("DROP SCHEMA public CASCADE; CREATE SCHEMA public")
             run_command(create_app({"DATABASE_URL": url}), "init-db")
     return url
+
+
+@pytest.fixture
+def execute(database_url):
+    """A function that runs SQL without the service, and returns the rows."""
+    url = database_url.replace("postgresql:", "postgresql+psycopg:")
+    engine = create_engine(url, isolation_level="AUTOCOMMIT")
+
+    def run(sql, **values):
+        with engine.connect() as connection:
+            result = connection.execute(text(sql), values)
+            return result.all() if result.returns_rows else None
+
+    yield run
+    engine.dispose()
 
 
 @pytest.fixture
@@ -214,15 +121,9 @@ def make_app(database_url):
 
 
 @pytest.fixture
-def app_without_tables(make_app):
-    """The service on a database without tables."""
-    return make_app()
-
-
-@pytest.fixture
-def app(app_without_tables):
+def app(make_app):
     """The service on a database whose tables are empty."""
-    return app_without_tables
+    return make_app()
 
 
 @pytest.fixture
@@ -231,10 +132,11 @@ def client(app):
     return app.test_client()
 
 
-@pytest.fixture
-def runner(app):
-    """A runner of the ``flask`` commands."""
-    return app.test_cli_runner()
+def run_command(app, *args, **options):
+    """Run a ``flask`` command that must succeed, and return what it prints."""
+    result = app.test_cli_runner().invoke(args=args, **options)
+    assert result.exit_code == 0, result.output
+    return result.stdout
 
 
 @pytest.fixture
@@ -244,11 +146,27 @@ def run_flask(app):
 
 
 @pytest.fixture
+def fail_flask(app):
+    """A function that runs a command that must fail, and returns the error lines."""
+
+    def run(*args, **options):
+        result = app.test_cli_runner().invoke(args=args, **options)
+        assert (result.exit_code, result.stdout) == (1, ""), result.output
+        # An exception other than SystemExit would be a traceback.
+        assert isinstance(result.exception, SystemExit)
+        return result.stderr.removeprefix("Error: ").splitlines()
+
+    return run
+
+
+@pytest.fixture
 def auth_header(run_flask):
     """A function that creates a token of a user and returns it as a header."""
-    return lambda email: {
-        "Authorization": f"Bearer {run_flask('create-token', email).strip()}"
-    }
+
+    def run(email):
+        return {"Authorization": f"Bearer {run_flask('create-token', email).strip()}"}
+
+    return run
 
 
 @pytest.fixture
@@ -256,41 +174,21 @@ def import_state(run_flask):
     """A function that imports a state file, given as Python values."""
 
     def run(state, *members):
-        options = [word for member in members for word in ("--member", member)]
+        options = [f"--member={member}" for member in members]
         return run_flask("import-project", "-", *options, input=json.dumps(state))
 
     return run
 
 
 @pytest.fixture
-def set_columns(app):
-    """A function that sets columns of the row with an id, which no command does."""
+def dump(execute):
+    """A function that returns all rows of all tables, by table and id."""
 
-    def run(model, row_id, **values):
-        with app.app_context(), db.engine.connect() as connection:
-            if connection.dialect.name == "postgresql":
-                connection.exec_driver_sql("BEGIN READ WRITE")
-            connection.execute(update(model).where(model.id == row_id).values(values))
-            connection.commit()
+    def rows_of(table):
+        rows = execute(f"SELECT * FROM {table}")
+        return {str(row.id): row._asdict() for row in rows}
 
-    return run
-
-
-@pytest.fixture
-def dump(app):
-    """A function that returns all rows of all tables."""
-
-    def run():
-        with app.app_context():
-            return {
-                model.__name__: {
-                    row["id"]: dict(row)
-                    for row in db.session.execute(db.select(model.__table__)).mappings()
-                }
-                for model in (Project, Workflow, Job, User, ProjectUser, UserToken)
-            }
-
-    return run
+    return lambda: {table: rows_of(table) for table in db.metadata.tables}
 
 
 @pytest.fixture(scope="session")
@@ -302,10 +200,9 @@ def new_state():
             {"id": str(uuid4()), "name": f"Job {n}", "body": f"fn({n});"}
             for n in range(jobs)
         ]
-        pairs = [bodies[n : n + 2] for n in range(0, jobs, 2)]
         workflows = [
-            {"id": str(uuid4()), "name": f"Workflow {n}", "jobs": pair}
-            for n, pair in enumerate(pairs)
+            {"id": str(uuid4()), "name": f"Workflow {n}", "jobs": bodies[n : n + 2]}
+            for n in range(0, jobs, 2)
         ]
         return {"id": str(uuid4()), "name": "Project", "workflows": workflows} | project
 
@@ -314,216 +211,88 @@ def new_state():
 
 @pytest.fixture(scope="session")
 def seeded(sqlite_tables, new_state):
-    """The rows of ``seed`` by table, which the commands created once, and its ids."""
+    """A SQLite file with the caller's project and a foreign one, its rows and names."""
     path = sqlite_tables.with_name("seeded.db")
     copyfile(sqlite_tables, path)
     app = create_app({"DATABASE_URL": f"sqlite:///{path}"})
-    ours, theirs = new_state(), new_state()
-    for state, email in (ours, "you@example.org"), (theirs, "they@example.org"):
+    own, foreign = new_state(), new_state()
+    for state, email in (own, "you@example.org"), (foreign, "they@example.org"):
         command = ["import-project", "-", "--member", email]
         run_command(app, *command, input=json.dumps(state))
     token = run_command(app, "create-token", "you@example.org").strip()
     with app.app_context():
-        with db.engine.connect() as connection:
-            rows = {
-                table: connection.execute(db.select(table)).mappings().all()
-                for table in db.metadata.sorted_tables
-            }
+        rows = {
+            table: db.session.execute(db.select(table)).mappings().all()
+            for table in db.metadata.sorted_tables
+        }
+        db.session.remove()
         db.engine.dispose()
-    job_ids = [job["id"] for workflow in ours["workflows"] for job in workflow["jobs"]]
-    names = SimpleNamespace(
+    job_ids = [job["id"] for workflow in own["workflows"] for job in workflow["jobs"]]
+    return SimpleNamespace(
+        path=path,
+        rows=rows,
         auth_header={"Authorization": f"Bearer {token}"},
-        state=ours,
-        project_id=ours["id"],
-        workflow_id=ours["workflows"][0]["id"],
+        token=token,
+        project_id=own["id"],
+        workflow_id=own["workflows"][0]["id"],
         job_ids=job_ids,
-        foreign_project_id=theirs["id"],
-        foreign_job_id=theirs["workflows"][0]["jobs"][0]["id"],
+        foreign_project_id=foreign["id"],
+        foreign_job_id=foreign["workflows"][0]["jobs"][0]["id"],
+        # A path of each job route.
+        paths=[
+            "/api/jobs",
+            f"/api/projects/{own['id']}/jobs",
+            f"/api/jobs/{job_ids[0]}",
+            f"/api/projects/{own['id']}/jobs/{job_ids[0]}",
+        ],
     )
-    return rows, names
 
 
 @pytest.fixture
 def seed(app, seeded):
-    """Two projects; the user of ``auth_header`` is a member of only the first."""
-    rows, names = seeded
+    """The names of the two projects, which are in the database of the test."""
     with app.app_context(), write_transaction():
-        for table in rows:
-            db.session.execute(insert(table), rows[table])
-    return copy.deepcopy(names)
+        for table, rows in seeded.rows.items():
+            db.session.execute(insert(table), rows)
+    return seeded
 
 
 @pytest.fixture
-def paths(seed):
-    """A path of each job route."""
-    project, job = seed.project_id, seed.job_ids[0]
-    return [
-        "/api/jobs",
-        f"/api/projects/{project}/jobs",
-        f"/api/jobs/{job}",
-        f"/api/projects/{project}/jobs/{job}",
-    ]
-
-
-def files_in_image():
-    """Yield what the Dockerfile copies; the last rule that matches a name decides."""
-    ignored = (ROOT / ".dockerignore").read_text().split()
-    copied = re.findall(
-        r"^COPY (.*) \./$", (ROOT / "Dockerfile").read_text(), re.MULTILINE
-    )
-    for name in os.listdir(ROOT):
-        rules = [rule for rule in ignored if fnmatch(name, rule.removeprefix("!"))]
-        is_sent = not rules or rules[-1].startswith("!")
-        if is_sent and any(fnmatch(name, form) for form in " ".join(copied).split()):
-            yield name
+def seeded_url(seeded, tmp_path):
+    """The URL of a copy of the seeded file."""
+    copyfile(seeded.path, tmp_path / "jobs.db")
+    return f"sqlite:///{tmp_path}/jobs.db"
 
 
 @pytest.fixture
 def checkout(tmp_path):
     """A folder with only what the image has, which tests can change."""
-    folder = tmp_path / "checkout"
-    folder.mkdir()
+    (tmp_path / "checkout").mkdir()
     # copy2 keeps the times of files, by which make knows if it must install libraries.
     for name in files_in_image():
-        copy2(ROOT / name, folder)
-    return folder
-
-
-def wait_until(condition, seconds=TIMEOUT):
-    """Wait until a condition is true; an error of a connection counts as false."""
-    end = time.monotonic() + seconds
-    while time.monotonic() < end:
-        with suppress(OSError, HTTPException):
-            if condition():
-                return
-        time.sleep(0.02)
-    raise AssertionError(f"not in {seconds} seconds")
-
-
-def free_port():
-    """Return a port without a listener, outside of the range that clients use."""
-    while True:
-        with suppress(OSError):
-            port = randrange(20_000, 32_000)
-            with socket.create_server(("127.0.0.1", port)):
-                return port
-
-
-class Server:
-    """A gunicorn on a free port of 127.0.0.1, with the project's configuration."""
-
-    def __init__(self, database_url, log_path, *options, folder=ROOT, **variables):
-        self.database_url, self.log_path, self.log_start = database_url, log_path, 0
-        self.prefix = variables.get("SCRIPT_NAME", "")
-        # The server must not inherit settings from the environment of the tests.
-        variables = {
-            "DATABASE_URL": database_url,
-            "JOBS_TEST_RUN": RUN_ID,
-            "PATH": os.environ["PATH"],
-        } | variables
-        command = ["gunicorn", "--bind", "127.0.0.1:0", *options, "wsgi:app"]
-        with log_path.open("wb") as log:
-            self.process = subprocess.Popen(
-                [sys.executable, "-m", *command],
-                cwd=folder,
-                env=variables,
-                stderr=log,
-                stdout=log,
-            )
-
-    def wait_until_it_responds(self):
-        """Read the port from the log, and wait for a first response."""
-
-        def is_listening():
-            assert self.process.poll() is None, self.log()
-            return re.search(r"Listening at: http://127.0.0.1:(\d+)[ ,]", self.log())
-
-        wait_until(is_listening)
-        self.port = int(is_listening()[1])
-        wait_until(lambda: self.get("/api/openapi.json").status)
-
-    def get(self, path, headers=None, method="GET"):
-        """Send a request on a new connection; return the response with its ``body``."""
-        connection = HTTPConnection("127.0.0.1", self.port, timeout=TIMEOUT)
-        with closing(connection):
-            connection.request(method, path, headers=headers or {})
-            response = connection.getresponse()
-            response.body = response.read()
-            return response
-
-    def connect(self):
-        """Return a new connection."""
-        return socket.create_connection(("127.0.0.1", self.port), timeout=TIMEOUT)
-
-    def send(self, request):
-        """Send raw bytes, and return what the server sends until it disconnects."""
-        with self.connect() as connection:
-            connection.sendall(request)
-            # The server may have closed the connection already.
-            with suppress(OSError):
-                connection.shutdown(socket.SHUT_WR)
-            return b"".join(iter(lambda: connection.recv(65536), b""))
-
-    def workers(self):
-        """Return the ids of the worker processes."""
-        pid = self.process.pid
-        return [
-            int(p) for p in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-        ]
-
-    def log(self):
-        """Return the log since the start of the server or of the test."""
-        return self.log_path.read_bytes()[self.log_start :].decode()
-
-    def stop(self):
-        """Stop the server as an operator does; it must exit within 30 seconds."""
-        self.process.terminate()
-        try:
-            self.process.wait(30)
-        finally:
-            self.process.kill()
-
-
-@contextmanager
-def running_server(database_url, log_path, *options, **variables):
-    """Start a server, yield it when it responds, and stop it at the end."""
-    server = Server(database_url, log_path, *options, **variables)
-    try:
-        server.wait_until_it_responds()
-        yield server
-    finally:
-        server.stop()
+        copy2(ROOT / name, tmp_path / "checkout")
+    return tmp_path / "checkout"
 
 
 @pytest.fixture
-def start_server(database_url, tmp_path):
-    """A function that starts a server with options and environment variables."""
+def start_server(tmp_path):
+    """A function that starts a server on a database, with options and variables."""
     with ExitStack() as servers:
 
-        def start(*options, **variables):
+        def start(url, *options, **variables):
             log_path = tmp_path / f"gunicorn-{uuid4()}.log"
-            url = variables.pop("DATABASE_URL", database_url)
             server = running_server(url, log_path, *options, **variables)
             return servers.enter_context(server)
 
         yield start
 
 
-@pytest.fixture(scope="session")
-def shared_server(request, tmp_path_factory, sqlite_tables):
-    """The server of all tests that ``with_shared_server`` gives the same options."""
-    folder = tmp_path_factory.mktemp("served")
-    copyfile(sqlite_tables, folder / "jobs.db")
+@pytest.fixture(scope="module")
+def server(seeded, tmp_path_factory):
+    """A server of two workers on a copy of the seeded file, for reading."""
+    folder = tmp_path_factory.mktemp("server")
+    copyfile(seeded.path, folder / "jobs.db")
+    options = ["--workers", "2", "--access-logfile", "-"]
     url, log_path = f"sqlite:///{folder}/jobs.db", folder / "gunicorn.log"
-    options, *variables = request.param
-    options = [*options.split(), "--keep-alive", "300", "--access-logfile", "-"]
-    with running_server(url, log_path, *options, **dict(variables)) as server:
+    with running_server(url, log_path, *options) as server:
         yield server
-
-
-@pytest.fixture
-def server(shared_server, database_url):
-    """The shared server with the log of this test, which must leave it healthy."""
-    shared_server.log_start = shared_server.log_path.stat().st_size
-    yield shared_server
-    assert shared_server.get(f"{shared_server.prefix}/health_check").status == 200

@@ -6,15 +6,15 @@ import subprocess
 import time
 from glob import glob
 from pathlib import Path
-from shutil import chown, rmtree, which
+from shutil import chown, rmtree
 from tempfile import mkdtemp
 
 import pytest
-from conftest import RUN_ID, free_port, sqlite_only, wait_until
-from test_server import Load
+from load import Load
+from servers import find_program, free_port, wait_until
 
-# The fixtures require a kind of database, although these tests start two servers.
-pytestmark = sqlite_only
+from app import create_app
+from database import db
 
 
 class PostgreSQL:
@@ -24,13 +24,13 @@ class PostgreSQL:
         self.folder, self.port = Path(folder), free_port()
 
     def run(self, command, *arguments):
-        """Run one of PostgreSQL's programs."""
-        user = "postgres" if os.getuid() == 0 else None
+        """Run one of PostgreSQL's programs, not Debian's wrapper of it."""
+        found = glob(f"/usr/lib/postgresql/*/bin/{command}")
         subprocess.run(
-            [program(command), *arguments],
+            [found[0] if found else find_program(command), *arguments],
             cwd=self.folder.parent,
-            user=user,
-            env={"JOBS_TEST_RUN": RUN_ID, "LC_ALL": "C", "PATH": os.environ["PATH"]},
+            user="postgres" if os.getuid() == 0 else None,
+            env={"LC_ALL": "C", "PATH": os.environ["PATH"]},
             stdout=subprocess.DEVNULL,
             check=True,
         )
@@ -45,108 +45,68 @@ class PostgreSQL:
         """Stop the server as a power failure would."""
         self.run("pg_ctl", "stop", "-m", "immediate", "-D", self.folder)
 
-    def is_running(self):
-        """Return whether the server was started and not stopped."""
-        return Path(self.folder, "postmaster.pid").exists()
 
-
-def program(name):
-    """Return the path of one of PostgreSQL's programs, not of Debian's wrapper."""
-    folders = glob("/usr/lib/postgresql/*/bin")
-    return which(name, path=os.pathsep.join([*folders, os.environ["PATH"]]))
-
-
-@pytest.fixture(scope="module")
-def servers():
-    """A primary and its standby, which every test leaves running and unchanged."""
-    if not all(map(program, ("initdb", "pg_basebackup", "pg_ctl"))):
-        assert not os.environ.get("CI"), "CI must have PostgreSQL's programs"
-        pytest.skip("needs initdb, pg_basebackup and pg_ctl")
-    folder = mkdtemp(prefix=RUN_ID)
+@pytest.fixture
+def hosts():
+    """A primary and its standby, with the sample project, and a header for it."""
+    folder = mkdtemp(prefix="jobs_test_")
     if os.getuid() == 0:
         chown(folder, "postgres")
-    primary, standby = servers = [
-        PostgreSQL(f"{folder}/{name}") for name in ("primary", "standby")
-    ]
+    primary, standby = (PostgreSQL(f"{folder}/{name}") for name in ("one", "two"))
     try:
-        primary.run("initdb", "-D", primary.folder, "-U", "jobs", "-A", "trust")
+        primary.run("initdb", "-N", "-D", primary.folder, "-U", "jobs", "-A", "trust")
         primary.start()
         source = f"host=127.0.0.1 port={primary.port} user=jobs"
         standby.run("pg_basebackup", "-R", "-D", standby.folder, "-d", source)
         standby.start()
-        yield servers
+        yield primary, standby
     finally:
-        for server in servers:
-            if server.is_running():
-                server.stop()
+        for host in (primary, standby):
+            if Path(host.folder, "postmaster.pid").exists():
+                host.stop()
         rmtree(folder)
 
 
-def url_of(*servers, parameters=""):
-    """Return one URL with the hosts of all servers, and with more query parameters."""
-    hosts = "&".join(f"host=127.0.0.1:{server.port}" for server in servers)
-    return f"postgresql://jobs@/postgres?{hosts}{parameters}"
+def url_of(*hosts, parameters=""):
+    """Return one URL with all hosts, and with more query parameters."""
+    names = "&".join(f"host=127.0.0.1:{host.port}" for host in hosts)
+    return f"postgresql://jobs@/postgres?{names}{parameters}"
 
 
-@pytest.fixture
-def auth_header(servers, make_app):
-    """The header with the demo's token, which the standby has received too."""
-    primary, standby = (make_app(DATABASE_URL=url_of(server)) for server in servers)
-    token = primary.test_cli_runner().invoke(args=["demo"]).stdout.split()[1]
-    auth_header = {"Authorization": f"Bearer {token}"}
-    client = standby.test_client()
-    wait_until(lambda: client.get("/api/jobs", headers=auth_header).status_code == 200)
-    return auth_header
+def run_demo(url):
+    """Run ``flask demo`` and return its result."""
+    app = create_app({"DATABASE_URL": url})
+    result = app.test_cli_runner().invoke(args=["demo"])
+    with app.app_context():
+        db.engine.dispose()
+    return result
 
 
-def test_either_host_can_stop(servers, auth_header, start_server):
-    """Two seconds after a host stops under load, all responses are correct again."""
-    server = start_server(DATABASE_URL=url_of(*servers))
-    expected = server.get("/api/jobs", auth_header).body
+def test_either_host_can_stop(hosts, start_server):
+    """Two seconds after a host stops under load, all responses are correct again.
+
+    Commands that write need the parameter for the primary.
+    """
+    primary, standby = hosts
+    parameters = "&target_session_attrs=primary"
+    token = run_demo(url_of(standby, primary, parameters=parameters)).stdout.split()[1]
+    headers = {"Authorization": f"Bearer {token}"}
+    server = start_server(url_of(standby, primary))
+    # The standby needs a moment to receive the sample.
+    wait_until(lambda: server.get("/api/jobs", headers).status == 200)
+    [line] = run_demo(url_of(standby, primary)).stderr.splitlines()
+    assert "during recovery" in line
+    expected = server.get("/api/jobs", headers).body
     assert json.loads(expected)["meta"]["total_entries"] == 3
     later = []
-    with Load(server, ["/api/jobs"], auth_header, clients=2) as load:
-        for stopped_server in servers:
-            load.wait_for(50)
-            stopped_server.stop()
-            try:
-                recovered = time.monotonic() + 2
-                wait_until(lambda t=recovered: load.responses[-1].began > t)
-                load.wait_for(50)
-                later += [r for r in load.responses if r.began > recovered]
-            finally:
-                stopped_server.start()
-    assert load.disconnected == []
-    assert {response.status for response in load.responses} <= {200, 503}
+    with Load(server, ["/api/jobs"], headers, clients=2) as load:
+        for stopped in (standby, primary):
+            load.wait_for(20)
+            stopped.stop()
+            recovered = time.monotonic() + 2
+            wait_until(lambda t=recovered: load.responses[-1].began > t)
+            load.wait_for(20)
+            later += [r for r in load.responses if r.began > recovered]
+            stopped.start()
+    assert load.disconnected == [] and load.statuses() <= {200, 503}
     assert {response.status for response in later} == {200}
-    bodies = {response.body for response in load.responses if response.status == 200}
-    assert bodies == {expected}
-    assert max(response.seconds for response in load.responses) < 5
-
-
-def test_command_on_a_standby_is_a_one_line_error(servers, make_app):
-    """The error names both hosts, and a URL that asks for the primary avoids it."""
-    primary, standby = servers
-    runner = make_app(DATABASE_URL=url_of(standby, primary)).test_cli_runner()
-    for command in ("init-db", "demo"):
-        result = runner.invoke(args=[command])
-        assert (result.exit_code, result.stdout) == (1, "")
-        [line] = result.stderr.splitlines()
-        assert f"127.0.0.1:{standby.port}, " in line and "during recovery" in line
-    url = url_of(standby, primary, parameters="&target_session_attrs=primary")
-    runner = make_app(DATABASE_URL=url).test_cli_runner()
-    assert runner.invoke(args=["demo"]).exit_code == 0
-
-
-def test_server_without_tls_is_unavailable_if_tls_is_required(
-    servers, make_app, caplog
-):
-    """One line in the log reports that the server does not support TLS."""
-    for mode in ("require", "verify-full&sslrootcert=/no/such/ca.pem"):
-        caplog.clear()
-        url = url_of(servers[0], parameters=f"&sslmode={mode}")
-        client = make_app(DATABASE_URL=url).test_client()
-        assert client.get("/health_check").status_code == 503
-        [record] = caplog.records
-        assert "server does not support SSL" in record.message
-        assert "\n" not in record.message
