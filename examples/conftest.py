@@ -11,7 +11,7 @@ from urllib.request import urlopen
 import pytest
 
 CHECKOUT = Path("/srv/jobs")
-PROJECT = Path(__file__).with_name("projectState.json")
+PROJECT = Path(__file__).with_name("project.json")
 
 
 # The API is read-only, so one service is enough for all tests. For one service per
