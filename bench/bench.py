@@ -1,49 +1,45 @@
-"""Compare the service with two smaller apps and with another version of itself."""
+"""Compare the service with a plain app and with another version of itself."""
 
 import json
 import os
 import re
-import shutil
-import sqlite3
+import signal
+import socket
 import subprocess
 import sys
 from argparse import ArgumentParser, Namespace
-from collections.abc import Callable, Sequence
-from contextlib import closing, nullcontext
-from functools import partial
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, closing, contextmanager, suppress
+from datetime import datetime, timedelta
+from hashlib import sha256
+from http.client import HTTPConnection
 from pathlib import Path
-from statistics import mean, median
-from time import perf_counter
+from random import Random
+from statistics import median
+from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
+from uuid import NAMESPACE_OID, uuid5
+from zlib import crc32
 
-from data import (
-    CACHE,
-    JOB,
-    LARGE_PROJECT,
-    PROJECT,
-    ROOT,
-    bearer,
-    new_database,
-    prepare,
-    project_file,
-    state_file,
-)
-from plain_app import COUNT, FIRST_PAGE
-from servers import Server, gunicorn, process_memory, request, worker_memory
+import psycopg
+import yaml_rs
+from sqlalchemy import insert, inspect, make_url
+from sqlalchemy.schema import CreateIndex, CreateTable
 
+sys.path.append(str(Path(__file__).resolve().parent.parent))
+
+import admin
+import models
 from app import create_app
 from database import db
 from project_files import load_project_file
 
-LIBRARIES = (
-    "click, flask, flask_sqlalchemy, gevent, marshmallow, orjson, psycopg, "
-    "sqlalchemy, sqlalchemy.orm, werkzeug.middleware.proxy_fix, yaml_rs"
-)
-PATHS = {
-    "GET /api/jobs": "/api/jobs",
-    "GET /api/jobs?project_id=ID": f"/api/jobs?project_id={PROJECT}",
-    "GET /api/jobs/ID": f"/api/jobs/{JOB}",
-}
+ROOT = Path(__file__).resolve().parent.parent
+CACHE = ROOT / ".bench"
+# Increase this number when the rows change, so that no old database is measured.
+DATA_VERSION = 3
+BODY = "fn(state => ({ ...state, data: state.data.map(row => row.id) }));\n" * 9
+THIS, PLAIN = "this version", "the plain app"
 UNITS = {"us": 0.001, "ms": 1, "s": 1000, "m": 60_000}
 
 # Linux counts the memory of the process that starts a command as memory of the command.
@@ -57,344 +53,283 @@ print(seconds, resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024)
 """
 
 
-class Load(NamedTuple):
-    """The results of wrk: requests per second, and milliseconds per request."""
+class Server(NamedTuple):
+    """A running gunicorn: the process id of its master, and its port."""
 
-    rate: float
-    p50: float
-    p99: float
-
-
-def load(
-    server: Server,
-    path: str,
-    user: str,
-    seconds: int,
-    clients: int = 1,
-    close: bool = True,
-) -> Load:
-    """Run wrk with clients that close, or keep, their connections after a response."""
-    command = ["wrk", "-t1", f"-c{clients}", f"-d{seconds}", "--timeout=30s"]
-    command += ["--latency", "-H", f"Authorization: {bearer(user)}"]
-    command += ["-H", "Connection: close"] if close else []
-    command.append(f"http://127.0.0.1:{server.port}{path}")
-    output = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    errors = re.findall("(?:Non-2xx|Socket errors).*", output)
-    if errors:
-        raise SystemExit(f"{path}: {'; '.join(errors)}")
-    rate = float(re.search(r"Requests/sec: +([\d.]+)", output)[1])
-    if not rate:
-        raise SystemExit(f"{path}: no response within {seconds} s.")
-    times = re.findall(r"(?:50|99)% +([\d.]+)([a-z]+)", output)
-    return Load(rate, *(float(number) * UNITS[unit] for number, unit in times))
-
-
-def timed(call: Callable[[], Any], times: int) -> float:
-    """Return the median milliseconds of so many calls in this process."""
-    durations = []
-    for _ in range(times):
-        start = perf_counter()
-        call()
-        durations.append(perf_counter() - start)
-    return median(durations) * 1000
-
-
-def alternate(rounds: int, *calls: Callable[[], Any]) -> list[tuple]:
-    """Make all calls in each round; return the results of each call."""
-    return list(zip(*([call() for call in calls] for _ in range(rounds)), strict=True))
-
-
-def fetch(server: Server, path: str, user: str) -> bytes:
-    """Return the body of a response that must be a 200."""
-    response, body = request(server.port, path, Authorization=bearer(user))
-    if response.status != 200:
-        raise SystemExit(f"{path}: {response.status} {body.decode()}")
-    return body
+    pid: int
+    port: int
 
 
 def main() -> None:
-    """Print the results as one table."""
-    parser = ArgumentParser(description=__doc__)
-    parser.add_argument("--jobs", type=int, default=1000)
-    parser.add_argument("--import-jobs", type=int, default=8000)
-    parser.add_argument("--database", default="sqlite", help="sqlite or a URL")
-    parser.add_argument("--sync", action="store_true", help="use sync workers")
-    parser.add_argument("--against", type=Path, help="the directory of another version")
-    parser.add_argument("--seconds", type=int, default=3, help="of each round")
-    parser.add_argument("--rounds", type=int, default=5)
-    options = parser.parse_args()
-    options.folders = [ROOT, options.against] if options.against else [ROOT]
-    options.suffix = f", against {options.against}" if options.against else ""
-    if not shutil.which("wrk"):
-        raise SystemExit("bench needs wrk in PATH. Install wrk first.")
-    # Other processes slow the static app more than the service: the ratios look better.
-    load_before = os.getloadavg()[0]
+    """Print the conditions, then each row of the table as soon as it is measured."""
+    # SIGTERM raises SystemExit, so that the servers are stopped.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
+    options = parse_options()
+    kind = options.database.partition(":")[0]
+    print(f"{options.jobs} jobs, {kind}, load before {os.getloadavg()[0]:.1f}\n")
     database = prepare(options.database, options.jobs)
-    rows = measure_servers(database, options)
-    if options.jobs != 1000:
-        rows.append(measure_in_process(database, options))
-    for jobs in (1000, options.import_jobs):
-        rows.append(measure_import(jobs, options.database, options.rounds))
-    rows += measure_import_command(options)
-    rows.append(measure_module_import(database))
-    rows.append(measure_start(database, options))
-    kind = "SQLite" if options.database == "sqlite" else "PostgreSQL"
-    workers = "sync" if options.sync else "as shipped"
-    conditions = f"workers {workers}, load before {load_before:.1f}"
-    print(f"{options.jobs} jobs, {kind}, {conditions}\n")
-    print("| | service | compared with | ratio | p50 ms | p99 ms |")
-    print("|---|--:|--:|--:|--:|--:|")
-    for cells in rows:
-        print(f"| {' | '.join(cells)} |")
+    header = [THIS, *(f"{name} | ratio" for name in [*options.versions, PLAIN][1:])]
+    print(f"| | {' | '.join(header)} |")
+    print(f"|---|{'--:|' * (2 * len(header) - 1)}", flush=True)
+    compare_requests(database, options)
+    for workers in (2, 4):
+        titles = [f"PSS of master and {workers} workers, MB"]
+        arguments = workers, database, options.seconds
+        compare(options, titles, measure_memory, options.versions, *arguments)
+    compare_imports(options)
 
 
-def measure_servers(database: str, options: Namespace) -> list[list[str]]:
-    """Return the rows that need running servers."""
-    workers = ["--worker-class", "sync", "--threads", "1"] if options.sync else []
-    serve = partial(gunicorn, "wsgi:app", *workers, DATABASE_URL=database)
-    plain = ["plain_app:create_app()", "--pythonpath", "bench", *workers]
-    responses = CACHE / "responses"
-    responses.mkdir(exist_ok=True)
-    with serve() as service:
-        for number, path in enumerate(PATHS.values()):
-            (responses / str(number)).write_bytes(fetch(service, path, "small"))
-        with (
-            gunicorn(
-                "static_app:app",
-                "--no-control-socket",
-                folder=ROOT / "bench",
-                RESPONSES=str(responses),
-            ) as static_app,
-            gunicorn(*plain, DATABASE_URL=database) as plain_app,
+def parse_options() -> Namespace:
+    """Return the options, with the versions and the columns of the table."""
+    parser = ArgumentParser(description=__doc__)
+    parser.add_argument("--database", default="sqlite", help="sqlite or a URL")
+    parser.add_argument("--against", type=Path, help="the directory of another version")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--seconds", type=int, default=3, help="of each round")
+    parser.add_argument("--jobs", type=int, default=1000, help="200 or more")
+    parser.add_argument("--import-jobs", type=int, default=8000)
+    options = parser.parse_args()
+    if options.jobs < 200:
+        parser.error("--jobs must be 200 or more.")
+    options.versions = {THIS: ROOT}
+    if options.against:
+        options.versions[str(options.against)] = options.against
+    return options
+
+
+def compare_requests(database: str, options: Namespace) -> None:
+    """Compare lists and jobs on new connections, and lists with keep-alive."""
+    project, job = make_id("project", 0), make_id("job", 0)
+    with ExitStack() as stack:
+        servers = {
+            name: stack.enter_context(gunicorn(folder, database, "wsgi:app"))
+            for name, folder in options.versions.items()
+        }
+        plain_app = "plain_app:create_app()", "--pythonpath", "bench"
+        plain = {PLAIN: stack.enter_context(gunicorn(ROOT, database, *plain_app))}
+        for title, path, targets in (
+            ("GET /api/jobs", "/api/jobs", servers | plain),
+            ("GET /api/jobs?project_id=ID", f"/api/jobs?project_id={project}", servers),
+            ("GET /api/jobs/ID", f"/api/jobs/{job}", servers),
         ):
-            against = options.against
-            with serve(folder=against) if against else nullcontext() as other:
-                rows = compare_loads(service, static_app, plain_app, other, options)
-                rows += measure_keep_alive(service, other, options)
-            rows += measure_pages(service, database, options)
-            rows.append(measure_large_bodies(service, options))
-            servers = service, static_app
-            sizes = [[mean(worker_memory(one).values())] for one in servers]
-    rows.append(row("PSS per worker, against the static app", "MB", *sizes))
-    rows += [measure_memory(serve, number, options) for number in (2, 4)]
-    return rows
+            arguments = path, options.seconds, "Connection: close"
+            compare(options, [f"{title}, /s"], measure_load, targets, *arguments)
+        title = "GET /api/jobs, keep-alive"
+        titles = [f"{title}, /s", f"{title}, p99 in ms"]
+        arguments = "/api/jobs", options.seconds, "Connection: keep-alive"
+        compare(options, titles, measure_load, servers, *arguments)
 
 
-def compare_loads(
-    service: Server,
-    static_app: Server,
-    plain_app: Server,
-    other: Server | None,
+def compare_imports(options: Namespace) -> None:
+    """Compare the time and the peak memory of ``flask import-project``."""
+    document = project_file(0, options.import_jobs)
+    contents = {"JSON": json.dumps(document), "YAML": yaml_rs.dumps(document) + "\n"}
+    for form, content in contents.items():
+        file = CACHE / f"project.{form.lower()}"
+        file.write_text(content)
+        title = f"import of {options.import_jobs} jobs in {form}"
+        titles = [f"{title}, s", f"{title}, peak memory in MB"]
+        arguments = file, options.database
+        compare(options, titles, measure_import, options.versions, *arguments)
+
+
+def compare(
     options: Namespace,
-) -> list[list[str]]:
-    """Compare the small user's requests with those to the other servers."""
-    rows = []
-    for number, (name, path) in enumerate(PATHS.items()):
-        targets = {"the static app": (static_app, f"/{number}")}
-        if path == "/api/jobs":
-            targets["the plain app"] = plain_app, path
-        if other:
-            targets[options.against] = other, path
-        calls = [
-            partial(load, *target, "small", options.seconds, 32)
-            for target in ((service, path), *targets.values())
-        ]
-        loads, *other_loads = alternate(options.rounds, *calls)
-        for against, theirs in zip(targets, other_loads, strict=True):
-            title = f"{name}, 32 clients, against {against}"
-            rates = [[one.rate for one in each] for each in (loads, theirs)]
-            rows.append(row(title, "/s", *rates, loads=loads))
-    return rows
+    titles: Sequence[str],
+    measure: Callable[..., list[float]],
+    targets: Mapping[str, Any],
+    *arguments: Any,
+) -> None:
+    """Measure each target once a round, and print a row for each title.
+
+    A measurement has a value for each row. A ratio is the median of the rounds' ratios.
+    """
+    results: dict[str, list[list[float]]] = {name: [] for name in targets}
+    for _ in range(options.rounds):
+        for name, target in targets.items():
+            results[name].append(measure(target, *arguments))
+    for index, title in enumerate(titles):
+        # Markdown adds empty cells, if the plain app, the last column, is not measured.
+        values, *others = [[each[index] for each in results[name]] for name in targets]
+        cells = [title, f"{median(values):.1f}"]
+        for other_values in others:
+            ratios = [a / b for a, b in zip(values, other_values, strict=True)]
+            cells += [f"{median(other_values):.1f}", f"{median(ratios):.2f}"]
+        print(f"| {' | '.join(cells)} |", flush=True)
 
 
-def measure_keep_alive(
-    service: Server, other: Server | None, options: Namespace
-) -> list[list[str]]:
-    """Measure the small user's list for clients that keep their connections."""
-    servers = [service, other] if other else [service]
-    target = "/api/jobs", "small", options.seconds, 32, False
-    loads = alternate(options.rounds, *(partial(load, one, *target) for one in servers))
-    title = f"GET /api/jobs, 32 clients, keep-alive{options.suffix}"
-    rates = [[one.rate for one in each] for each in loads]
-    p99s = [[one.p99 for one in each] for each in loads]
-    rates_row = row(title, "/s", *rates, loads=loads[0])
-    return [rates_row, row(f"{title}: p99", "ms", *p99s)]
+def measure_load(server: Server, path: str, seconds: int, header: str) -> list[float]:
+    """Run wrk with 32 clients; return requests per second, and p99 in milliseconds."""
+    command = ["wrk", "-t1", "-c32", f"-d{seconds}", "--timeout=30s", "--latency"]
+    command += ["-H", "Authorization: Bearer small", "-H", header]
+    command.append(f"http://127.0.0.1:{server.port}{path}")
+    output = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    if errors := re.findall("(?:Non-2xx|Socket errors).*", output):
+        raise SystemExit(f"{path}: {'; '.join(errors)}")
+    rate = re.search(r"Requests/sec: +([\d.]+)", output)[1]
+    p99, unit = re.search(r"99% +([\d.]+)([a-z]+)", output).groups()
+    return [float(rate), float(p99) * UNITS[unit]]
 
 
-def measure_memory(
-    serve: Callable[..., Any], workers: int, options: Namespace
-) -> list[str]:
-    """Measure the memory of a master and so many workers after the usual load."""
-    sizes = []
-    for folder in options.folders:
-        with serve("--workers", str(workers), folder=folder) as server:
-            load(server, "/api/jobs", "small", options.seconds, 32)
-            size = process_memory(server.pid) + sum(worker_memory(server).values())
-            sizes.append([size])
-    return row(f"PSS of master and {workers} workers{options.suffix}", "MB", *sizes)
+def measure_memory(folder: Path, workers: int, url: str, seconds: int) -> list[float]:
+    """Return the PSS in MB of a new server's master and workers after a load."""
+    with gunicorn(folder, url, "wsgi:app", "--workers", str(workers)) as server:
+        measure_load(server, "/api/jobs", seconds, "Connection: close")
+        children = Path(f"/proc/{server.pid}/task/{server.pid}/children").read_text()
+        processes = [server.pid, *children.split()]
+        files = [Path(f"/proc/{pid}/smaps_rollup").read_text() for pid in processes]
+        return [sum(int(re.search(r"Pss: +(\d+)", text)[1]) for text in files) / 1024]
 
 
-def measure_pages(
-    service: Server, database: str, options: Namespace
-) -> list[list[str]]:
-    """Measure pages of all projects; on SQLite, compare them with a plain join."""
-    total = json.loads(fetch(service, "/api/jobs", "all"))["meta"]["total_pages"]
-    numbers = {"first": 1, "middle": total // 2, "last": total}
-    calls = [
-        partial(load, service, f"/api/jobs?page={number}", "all", options.seconds)
-        for number in numbers.values()
-    ]
-    title = "GET /api/jobs, all projects, {} page, 1 client"
-    is_sqlite = options.database == "sqlite"
-    if is_sqlite:
-        title += ", against a plain join"
-        calls.append(partial(plain_join, database.removeprefix("sqlite:///")))
-    loads = alternate(options.rounds, *calls)
-    joins = loads.pop() if is_sqlite else ()
-    return [
-        row(title.format(page), "ms", [one.p50 for one in each], joins, each)
-        for page, each in zip(numbers, loads, strict=True)
-    ]
-
-
-def plain_join(file: str) -> float:
-    """Return the milliseconds that SQLite needs for the first page and the total."""
-    with closing(sqlite3.connect(file)) as connection:
-        run, values = connection.execute, {"email": "all@example.org"}
-        return timed(
-            lambda: [run(one, values).fetchall() for one in (FIRST_PAGE, COUNT)], 10
-        )
-
-
-def measure_large_bodies(service: Server, options: Namespace) -> list[str]:
-    """Compare the list of jobs that have bodies of 500 kB with a usual list."""
-    calls = [
-        partial(load, service, f"/api/jobs?project_id={one}", "two", options.seconds)
-        for one in (LARGE_PROJECT, PROJECT)
-    ]
-    loads = alternate(options.rounds, *calls)
-    times = [[one.p50 for one in each] for each in loads]
-    return row("list of 500 kB bodies, against a usual one", "ms", *times)
-
-
-def measure_in_process(database: str, options: Namespace) -> list[str]:
-    """Measure the small user's list without a server; compare it with 1,000 jobs."""
-    calls = []
-    for url in (database, prepare(options.database, 1000)):
-        client = create_app({"DATABASE_URL": url}).test_client()
-        headers = {"Authorization": bearer("small")}
-        get = partial(client.get, "/api/jobs", headers=headers)
-        if get().status_code != 200:
-            raise SystemExit(f"{url}: the list in process is not a 200.")
-        calls.append(partial(timed, get, 100))
-    title = f"GET /api/jobs, in process, among {options.jobs} jobs, against 1000"
-    return row(title, "ms", *alternate(20, *calls))
-
-
-def measure_import(jobs: int, database: str, rounds: int) -> list[str]:
-    """Compare the import into an empty database with only reading the file."""
-    file = state_file(jobs)
-    read = partial(timed, partial(load_project_file, file), 1)
-    calls = partial(seconds_to_import, file, database), lambda: read() / 1000
-    title = f"import of {jobs} new jobs, against reading the file"
-    return row(title, "s", *alternate(rounds, *calls))
-
-
-def seconds_to_import(file: bytes, database: str) -> float:
-    """Return the seconds that the command takes in this process, on a new database."""
-    with new_database(database) as url:
-        app = create_app({"DATABASE_URL": url})
-        invoke = app.test_cli_runner().invoke
-        invoke(args=["init-db"])
-        start = perf_counter()
-        result = invoke(args=["import-project", "-"], input=file)
-        seconds = perf_counter() - start
-        with app.app_context():
-            db.engine.dispose()
-    if result.exit_code:
-        raise SystemExit(f"import-project: {result.output}")
-    return seconds
-
-
-def measure_import_command(options: Namespace) -> list[list[str]]:
-    """Measure the time and the peak memory of ``flask import-project``."""
-    rows = []
-    jobs = options.import_jobs
-    for form, content in ("JSON", state_file(jobs)), ("YAML", project_file(jobs)):
-        file = CACHE / f"import.{form.lower()}"
-        file.write_bytes(content)
-        calls = [
-            partial(run_import_command, folder, file, options.database)
-            for folder in options.folders
-        ]
-        results = alternate(options.rounds, *calls)
-        title = f"flask import-project, {jobs} new jobs in {form}{options.suffix}"
-        for unit, values in ("s", 0), ("MB", 1):
-            pairs = [[one[values] for one in each] for each in results]
-            rows.append(row(title, unit, *pairs))
-    return rows
-
-
-def run_import_command(folder: Path, file: Path, database: str) -> list[float]:
-    """Return the seconds and the peak memory in MB of the command in a checkout."""
+def measure_import(folder: Path, file: Path, database: str) -> list[float]:
+    """Return the seconds and the peak memory in MB of the import of new jobs."""
     flask = [sys.executable, "-m", "flask"]
-    command = [sys.executable, "-c", MEASURE_COMMAND, *flask]
-    command += ["import-project", file, "--member", "small@example.org"]
-    with new_database(database) as url:
+    command = [sys.executable, "-c", MEASURE_COMMAND, *flask, "import-project", file]
+    command += ["--member", "small@example.org"]
+    with empty_database(database) as url:
         where = {"cwd": folder, "env": os.environ | {"DATABASE_URL": url}}
         subprocess.check_output([*flask, "init-db"], **where)
         return [float(one) for one in subprocess.check_output(command, **where).split()]
 
 
-def measure_module_import(database: str) -> list[str]:
-    """Compare the import of the service with that of its libraries only."""
-    calls = [partial(time_to_import, one, database) for one in ("wsgi", LIBRARIES)]
-    return row("import wsgi, against its libraries", "ms", *alternate(9, *calls))
+@contextmanager
+def gunicorn(folder: Path, database: str, *arguments: str) -> Iterator[Server]:
+    """Serve an app from a folder, with two workers by default, in the block."""
+    where = {"cwd": folder, "env": os.environ | {"DATABASE_URL": database}}
+    command = [sys.executable, "-m", "gunicorn", "--workers", "2", *arguments]
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port, number = listener.getsockname()[1], listener.fileno()
+        command += ["--log-level", "warning", "--bind", f"fd://{number}"]
+        process = subprocess.Popen(command, pass_fds=[number], **where)
+    try:
+        # This waits for the first response, or raises an error if the server stops.
+        with closing(HTTPConnection("127.0.0.1", port, timeout=60)) as connection:
+            connection.request("GET", "/")
+            connection.getresponse()
+        yield Server(process.pid, port)
+    finally:
+        process.terminate()
+        process.wait()
 
 
-def measure_start(database: str, options: Namespace) -> list[str]:
-    """Measure the start of two workers."""
-    calls = [partial(time_to_first_response, one, database) for one in options.folders]
-    title = f"start of two workers{options.suffix}"
-    return row(title, "ms", *alternate(options.rounds, *calls))
+def prepare(database: str, jobs: int) -> str:
+    """Return the URL of a database with so many jobs; create it if it is missing."""
+    # A checksum of the tables is part of the name, so that a change of the tables leads
+    # to a new database.
+    tables = db.metadata.sorted_tables
+    indexes = [index for table in tables for index in table.indexes]
+    statements = [*map(CreateTable, tables), *map(CreateIndex, indexes)]
+    definition = f"{DATA_VERSION} {sorted(map(str, statements))}"
+    name = f"jobs_bench_{jobs}_{crc32(definition.encode()):08x}"
+    CACHE.mkdir(exist_ok=True)
+    url = f"sqlite:///{CACHE / name}.db"
+    if database != "sqlite":
+        url = database_url(database, name)
+        with suppress(psycopg.errors.DuplicateDatabase):
+            execute(database, f"CREATE DATABASE {name}")
+    with create_app({"DATABASE_URL": url}).app_context():
+        # Tables and rows come in one transaction: both are there, or neither.
+        if not inspect(db.engine).has_table("jobs"):
+            print(f"Making {name} …", file=sys.stderr)
+            with admin.write_transaction():
+                admin.create_tables()
+                insert_projects(jobs // 20)
+                insert_users(jobs // 20)
+        # When the last connection is closed, SQLite moves the rows into the main file.
+        db.engine.dispose()
+    if database != "sqlite":
+        execute(url, "VACUUM ANALYZE")
+    return url
 
 
-def time_to_first_response(folder: Path, database: str) -> float:
-    """Return the milliseconds from the command to the first response."""
-    start = perf_counter()
-    with gunicorn("wsgi:app", folder=folder, DATABASE_URL=database):
-        return (perf_counter() - start) * 1000
+@contextmanager
+def empty_database(database: str) -> Iterator[str]:
+    """Create an empty database, yield its URL, and delete the database at the end."""
+    if database == "sqlite":
+        with TemporaryDirectory(dir=CACHE) as folder:
+            yield f"sqlite:///{folder}/jobs.db"
+        return
+    name = f"jobs_bench_new_{os.getpid()}"
+    execute(database, f"CREATE DATABASE {name}")
+    try:
+        yield database_url(database, name)
+    finally:
+        execute(database, f"DROP DATABASE {name} WITH (FORCE)")
 
 
-def time_to_import(modules: str, database: str) -> float:
-    """Return the milliseconds that an import takes in a new interpreter."""
-    code = f"from time import time as t; s = t(); import {modules}; print(t() - s)"
-    command, variables = [sys.executable, "-c", code], {"DATABASE_URL": database}
-    output = subprocess.check_output(command, cwd=ROOT, env=os.environ | variables)
-    return float(output) * 1000
+def database_url(server: str, name: str) -> str:
+    """Return the URL of another database on the same server."""
+    return make_url(server).set(database=name).render_as_string(hide_password=False)
 
 
-def row(
-    title: str,
-    unit: str,
-    values: Sequence[float],
-    others: Sequence[float] = (),
-    loads: Sequence[Load] = (),
-) -> list[str]:
-    """Return a row: medians of the values, the others, the ratios and the loads."""
-    cells = [title, f"{format_number(median(values))} {unit}", "", "", "", ""]
-    if others:
-        ratios = [one / other for one, other in zip(values, others, strict=True)]
-        cells[2:4] = f"{format_number(median(others))} {unit}", f"{median(ratios):.2f}"
-    if loads:
-        _, *times = zip(*loads, strict=True)
-        cells[4:] = [format_number(median(one)) for one in times]
-    return cells
+def execute(url: str, statement: str) -> None:
+    """Execute a statement on PostgreSQL that must not be in a transaction."""
+    with psycopg.connect(url, autocommit=True) as connection:
+        connection.execute(statement)
 
 
-def format_number(value: float) -> str:
-    """Return the number with about three digits."""
-    return f"{value:.{0 if value >= 100 else 1 if value >= 10 else 2}f}"
+def make_id(kind: str, number: int) -> str:
+    """Return a UUID that looks random, always the same for a kind and a number."""
+    return str(uuid5(NAMESPACE_OID, f"{kind} {number}"))
+
+
+def project_file(number: int, jobs: int) -> dict[str, Any]:
+    """Return the project file of a project with so many jobs, four in each workflow."""
+    steps = [
+        {
+            "name": f"Job {job}",
+            "openfn": {"uuid": make_id("job", job)},
+            "adaptor": "@openfn/language-common@latest",
+            "expression": BODY,
+        }
+        for job in range(number * jobs, (number + 1) * jobs)
+    ]
+    workflows = [
+        {
+            "name": f"Workflow {step}",
+            "openfn": {"uuid": make_id(f"workflow in project {number}", step)},
+            "steps": steps[step : step + 4],
+        }
+        for step in range(0, jobs, 4)
+    ]
+    uuid = make_id("project", number)
+    project = {"name": f"Project {number}", "openfn": {"uuid": uuid}}
+    return project | {"schema_version": "4.0", "workflows": workflows}
+
+
+def insert_projects(projects: int) -> None:
+    """Insert projects of 20 jobs."""
+    random = Random(0)
+    for number in range(projects):
+        content = json.dumps(project_file(number, 20)).encode()
+        project, workflows, jobs = load_project_file(content)
+        for job in jobs:
+            # The times are random, so that no list has the order of the insertions.
+            created = datetime(2024, 1, 1) + timedelta(days=200) * random.random()
+            job |= {"inserted_at": created, "updated_at": created}
+        db.session.execute(insert(models.Project), [project])
+        db.session.execute(insert(models.Workflow), workflows)
+        db.session.execute(insert(models.Job), jobs)
+
+
+def insert_users(projects: int) -> None:
+    """Insert the user who sends the requests and 1,000 others, each in ten projects.
+
+    A user's token is the name. PostgreSQL chooses its plans from statistics, which are
+    realistic only with the other users.
+    """
+    users, tokens, members = [], [], []
+    for number, name in enumerate(["small", *(f"other-{n}" for n in range(1, 1001))]):
+        owned = {"user_id": make_id("user", number)}
+        digest = sha256(name.encode()).digest()
+        users.append({"id": owned["user_id"], "email": f"{name}@example.org"})
+        tokens.append(owned | {"context": models.HASHED_API_TOKEN, "token": digest})
+        for index in range(number * 10, number * 10 + 10):
+            project_id = make_id("project", index % projects)
+            members.append(owned | {"project_id": project_id, "role": "viewer"})
+    db.session.execute(insert(models.User), users)
+    db.session.execute(insert(models.UserToken), tokens)
+    db.session.execute(insert(models.ProjectUser), members)
 
 
 if __name__ == "__main__":
