@@ -75,9 +75,9 @@ def import_project(project: Columns, workflows: Rows, jobs: Rows) -> Counts:
     """Make the database agree with a file, and count the rows by what was done."""
     counts, in_project = Counts(), Workflow.project_id == project["id"]
     in_workflows = Job.workflow_id.in_(select(Workflow.id).where(in_project))
-    merge(Project, Project.id == project["id"], [project], counts)
-    old_workflows = merge(Workflow, in_project, workflows, counts)
-    old_jobs = merge(Job, in_workflows, jobs, counts)
+    merge_rows(Project, Project.id == project["id"], [project], counts)
+    old_workflows = merge_rows(Workflow, in_project, workflows, counts)
+    old_jobs = merge_rows(Job, in_workflows, jobs, counts)
     # A workflow takes its jobs with it, so jobs are deleted, and counted, first.
     for kind, rows in ("job", old_jobs), ("workflow", old_workflows):
         for row in rows:
@@ -87,7 +87,7 @@ def import_project(project: Columns, workflows: Rows, jobs: Rows) -> Counts:
     return counts
 
 
-def merge(
+def merge_rows(
     model: Any, in_scope: ColumnElement[bool], entries: Rows, counts: Counts
 ) -> Iterable[Any]:
     """Insert or update a row for each entry, and return the rows without an entry."""
@@ -143,15 +143,15 @@ def set_member(project_id: str, member: str) -> str:
         raise AdminError(
             f"{member} is neither EMAIL nor EMAIL:ROLE. ROLE is one of {roles}."
         )
-    user = find_user(email) or User(email=email)
-    query = select(ProjectUser).filter_by(project_id=project_id, user_id=user.id)
-    row = db.session.scalar(query)
+    query = select(ProjectUser).join(User).where(func.lower(User.email) == email)
+    row = db.session.scalar(query.where(ProjectUser.project_id == project_id))
     if role == "none":
         if row is None:
             return "absent"
         db.session.delete(row)
         return "removed"
     if row is None:
+        user = find_user(email) or User(email=email)
         db.session.add(user)
         db.session.flush()
         row = ProjectUser(project_id=project_id, user_id=user.id, role=role or "viewer")

@@ -137,8 +137,9 @@ def list_response(url: str, params: dict[str, Any], project_id: str | None) -> R
     require_access(project_id, access)
     document = schemas.list_document(jobs, total, page, size, url, params)
     response = conditional_response(document)
-    links = [f'<{url}>; rel="{rel}"' for rel, url in document["links"].items() if url]
-    response.headers["Link"] = ", ".join(links[1:])  # The first link is "self".
+    links = document["links"].items()
+    others = [f'<{link}>; rel="{rel}"' for rel, link in links if link and rel != "self"]
+    response.headers["Link"] = ", ".join(others)
     return response
 
 

@@ -53,7 +53,7 @@ def init_db() -> None:
     "members",
     multiple=True,
     metavar="EMAIL[:ROLE]",
-    help=f"Give a user a role: {', '.join(admin.ROLES)}. Repeatable.",
+    help=f"Add a member with a role: {', '.join(admin.ROLES)} (to remove). Repeatable.",
 )
 @click.option("--dry-run", is_flag=True, help="Print the counts, but change nothing.")
 def import_project(file: BinaryIO, members: tuple[str, ...], dry_run: bool) -> None:

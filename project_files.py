@@ -59,7 +59,7 @@ class FileSchema(Schema):
         unknown = EXCLUDE
 
     @post_load
-    def merge(self, columns: Columns, **_: Any) -> Columns:
+    def flatten(self, columns: Columns, **_: Any) -> Columns:
         """Move the columns that are in ``openfn`` and ``options`` to the others."""
         for key in ("openfn", "options"):
             columns |= columns.pop(key, {})
