@@ -28,7 +28,7 @@ def pytest_xdist_auto_num_workers(config):
 
 
 def pytest_collection_modifyitems(items):
-    """Begin with the tests that start processes, because they take the longest."""
+    """Begin with files that have tests which start processes: they take the longest."""
     slow = {"checkout", "hosts", "start_server"}
     items.sort(key=lambda item: slow.isdisjoint(item.fixturenames))
 

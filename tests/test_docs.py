@@ -108,7 +108,6 @@ def browser():
         yield browser
 
 
-@pytest.mark.xdist_group("server")
 def test_page_of_the_api_sends_requests(server, seeded, browser):
     """It loads nothing from other hosts, shows no raw Markdown, and logs no error."""
     root = f"http://127.0.0.1:{server.port}"

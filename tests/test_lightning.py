@@ -13,8 +13,6 @@ from sqlalchemy.exc import InternalError
 from app import create_app
 from database import db
 
-pytestmark = pytest.mark.xdist_group("lightning")
-
 # These are all columns that Lightning has in the tables that the service reads. The
 # defaults of those that the service does not read are for these tests only.
 SCHEMA = """

@@ -75,7 +75,6 @@ def run_script(*command, token, **options):
     return subprocess.Popen(command, env=variables, text=True, **options)
 
 
-@pytest.mark.xdist_group("server")
 def test_loop_reads_all_pages(server, seeded, tmp_path):
     script = block(README, "sh", "while").replace(":8000/", f":{server.port}/")
     for text, printed in (

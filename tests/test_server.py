@@ -9,9 +9,6 @@ import pytest
 from load import Load
 from servers import wait_until
 
-# These tests share a server, so they run in one process.
-pytestmark = pytest.mark.xdist_group("server")
-
 BUNDLE = "/api/docs/swagger-ui-bundle.js"
 
 
