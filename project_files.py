@@ -47,7 +47,7 @@ class Entries(fields.Nested):
         match entry:
             case {"delete": True}:
                 return True
-            case {"type": _}:
+            case {"type": str()}:
                 return self.data_key == "steps"
         return False
 

@@ -132,10 +132,11 @@ def test_other_forms_of_the_file_say_the_same(import_file, content):
 
 
 def test_triggers_and_deleted_entries_are_dropped_unread(import_file, reject_file):
-    """Errors have their location among all entries. A job may have a ``type``."""
+    """Errors have their location among all entries. A job's ``type`` may be null."""
     project, state = project_file(), state_file()
     steps = project["workflows"][0]["steps"]
-    steps[:0] = [{"type": 5}, {"delete": True, "name": 5}]
+    steps[:0] = [{"type": "cron", "name": 5}, {"delete": True, "name": 5}]
+    steps[3]["type"] = None
     project["workflows"].insert(0, {"delete": True, "steps": 5})
     state["workflows"]["gone"] = {"delete": True, "id": "x"}
     jobs = state["workflows"]["flow"]["jobs"]
