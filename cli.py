@@ -189,5 +189,5 @@ def demo() -> None:
         admin.set_member(project["id"], "demo@example.org:owner")
         token, _ = admin.create_token("demo@example.org")
     click.echo(f"Token: {token}")
-    click.echo(f"curl -H 'Authorization: Bearer {token}' '{url}/jobs?page_size=1'")
+    click.echo(f"curl -sS -H 'Authorization: Bearer {token}' '{url}/jobs?page_size=1'")
     click.echo(f"Docs: {url}/docs")

@@ -163,7 +163,7 @@ def test_demo_prints_a_token_a_request_and_a_page(make_app, tmp_path):
     for _ in range(2):
         first, *others = app.test_cli_runner().invoke(args=["demo"]).stdout.splitlines()
         value = first.replace("Token:", "Bearer")
-        request = f"curl -H 'Authorization: {value}' '{url}/jobs?page_size=1'"
+        request = f"curl -sS -H 'Authorization: {value}' '{url}/jobs?page_size=1'"
         assert others == [request, f"Docs: {url}/docs"]
         headers = {"Authorization": value}
         page = app.test_client().get("/api/jobs", headers=headers).json

@@ -141,6 +141,6 @@ def test_curl_line_of_make_serve_works(installed_checkout):
         wait_until(lambda: "Booting worker" in log.read_text())
         out = (installed_checkout / "out").read_text()
         [line] = re.findall("^curl .*", out, re.MULTILINE)
-        curl = [*shlex.split(line), "--silent", "--fail", "--retry", "9"]
+        curl = [*shlex.split(line), "--fail", "--retry", "9"]
         output = subprocess.check_output([*curl, "--retry-connrefused"])
     assert json.loads(output)["meta"]["total_entries"] == 3
