@@ -111,7 +111,7 @@ class Job(Base):
     workflow_id: Mapped[str] = belongs_to(Workflow)
     inserted_at: Mapped[datetime]
     updated_at: Mapped[datetime]
-    # SQLite reads a row from its start, so that a list skips the pages of large bodies.
+    # The last column: SQLite reads a row from its start, so lists skip large bodies.
     body: Mapped[str | None] = mapped_column(sa.Text)
 
 
