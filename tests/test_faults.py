@@ -10,15 +10,17 @@ import subprocess
 import sys
 import threading
 from contextlib import closing, suppress
+from pathlib import Path
 
 import psycopg
 import pytest
 from load import Load
 from servers import ROOT, TIMEOUT, free_port, wait_until
-from sqlalchemy import make_url
+from sqlalchemy import make_url, update
 
 from admin import write_transaction
 from database import db
+from models import Project
 
 
 class Forwarder:
@@ -224,7 +226,6 @@ def test_import_killed_while_it_writes_changes_nothing(
     assert "100 jobs deleted, 400 jobs unchanged" in import_state(changed)
 
 
-@pytest.mark.postgresql
 def test_concurrent_imports_run_one_after_the_other(
     app, start_import, count_locks, import_state, new_state, dump
 ):
@@ -234,7 +235,16 @@ def test_concurrent_imports_run_one_after_the_other(
     import_state(first | {"workflows": []})
     with app.app_context(), write_transaction():
         process = start_import(first)
-        wait_until(lambda: count_locks() == 2)
+
+        def is_waiting():
+            # SQLite opens this file right before it waits for the lock.
+            files = [
+                path.resolve() for path in Path(f"/proc/{process.pid}/fd").iterdir()
+            ]
+            return count_locks() == 2 or any(file.match("*.db-wal") for file in files)
+
+        wait_until(is_waiting)
+        db.session.execute(update(Project).values(name="Changed meanwhile"))
     # The lock is free now, and both imports compete for it.
     output = import_state(second) + process.communicate(timeout=TIMEOUT)[0]
     assert process.returncode == 0, output
