@@ -45,7 +45,7 @@ class QueryParamsSchema(Schema):
     def unwrap(self, params: MultiDict[str, str], **_: Any) -> dict[str, Any]:
         """Return the value of each parameter, or a list, which no field accepts."""
         lists = params.lists()
-        return {key: one[0] if len(one) == 1 else one for key, one in lists}
+        return {key: values[0] if len(values) == 1 else values for key, values in lists}
 
     @validates("page", "page_size")
     def validate_limits(self, number: int, data_key: str) -> None:
