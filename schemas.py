@@ -6,12 +6,13 @@ from typing import Any, TypeGuard
 from urllib.parse import urlencode
 
 from flask import current_app, url_for
-from marshmallow import Schema, fields, pre_load, validates
+from marshmallow import Schema, fields, pre_load
 from marshmallow.validate import Range
 from sqlalchemy import RowMapping
 from werkzeug.datastructures import MultiDict
 
-MAX_PAGE = 2**31 - 1
+OUT_OF_RANGE = "must be between {min} and {max}."
+PAGE_RANGE = Range(1, 2**31 - 1, error=OUT_OF_RANGE)
 NO_NUMBER: dict[str, Any] = {"invalid": "must be one whole number."}
 UUID_PATTERN = re.compile("[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.ASCII | re.I)
 
@@ -32,13 +33,18 @@ class Id(fields.Field[str]):
         return value.lower()
 
 
+def validate_page_size(page_size: int) -> None:
+    """Reject a page size that is out of range."""
+    Range(1, current_app.config["MAX_PAGE_SIZE"], error=OUT_OF_RANGE)(page_size)
+
+
 class QueryParamsSchema(Schema):
     """The query parameters of a list. Messages continue the name of a parameter."""
 
     error_messages = {"unknown": "is not a query parameter of this request."}
 
-    page = fields.Integer(error_messages=NO_NUMBER)
-    page_size = fields.Integer(error_messages=NO_NUMBER)
+    page = fields.Integer(validate=PAGE_RANGE, error_messages=NO_NUMBER)
+    page_size = fields.Integer(validate=validate_page_size, error_messages=NO_NUMBER)
     project_id = Id(error_messages={"invalid": "must be one UUID."})
 
     @pre_load
@@ -46,13 +52,6 @@ class QueryParamsSchema(Schema):
         """Return the value of each parameter, or a list, which no field accepts."""
         lists = params.lists()
         return {key: values[0] if len(values) == 1 else values for key, values in lists}
-
-    @validates("page", "page_size")
-    def validate_limits(self, number: int, data_key: str) -> None:
-        """Reject a number that is too small or too large."""
-        max_page_size = current_app.config["MAX_PAGE_SIZE"]
-        maximum = MAX_PAGE if data_key == "page" else max_page_size
-        Range(1, maximum, error="must be between {min} and {max}.")(number)
 
 
 list_params = QueryParamsSchema()
