@@ -1,7 +1,6 @@
 """Marshmallow schemas: query parameters in, JSON:API documents out."""
 
 import re
-from collections.abc import Iterable
 from datetime import datetime
 from typing import Any, TypeGuard
 from urllib.parse import urlencode
@@ -14,6 +13,7 @@ from werkzeug.datastructures import MultiDict
 
 OUT_OF_RANGE = "must be between {min} and {max}."
 PAGE_RANGE = Range(1, 2**31 - 1, error=OUT_OF_RANGE)
+Params = dict[str, Any]  # The values that QueryParamsSchema has loaded, by name.
 NO_NUMBER: dict[str, Any] = {"invalid": "must be one whole number."}
 UUID_PATTERN = re.compile("[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.ASCII | re.I)
 
@@ -82,7 +82,7 @@ list_attributes = JobAttributesSchema(exclude=["body"])
 
 
 def list_document(
-    jobs: Iterable[RowMapping], total: int, page: int, size: int, url: str, params: Any
+    jobs: list[RowMapping], total: int, page: int, size: int, url: str, params: Params
 ) -> dict[str, Any]:
     """Return one page of the list at ``url``, whose links keep the query parameters."""
     jobs_url = url_for("jobs.list_jobs", _external=True)
@@ -107,7 +107,7 @@ def list_document(
     }
 
 
-def build_url(url: str, params: dict[str, Any], **overrides: int) -> str:
+def build_url(url: str, params: Params, **overrides: int) -> str:
     """Return the URL with the query parameters, some of them overridden."""
     query = urlencode(sorted((params | overrides).items()))
     return f"{url}?{query}" if query else url
