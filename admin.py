@@ -36,7 +36,7 @@ LIST_MEMBERS = "See: flask list-members PROJECT_ID"
 
 Columns = dict[str, Any]
 Rows = list[Columns]
-Counts = Counter[tuple[str, str]]  # such as {("job", "created"): 3}
+Counts = Counter[tuple[str, str]]  # {("job", "created"): 3} is an example.
 
 
 class AdminError(Exception):

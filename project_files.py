@@ -178,7 +178,7 @@ def load_document(document: Any) -> Any:
             return ProjectSchema().load(document)
         case {"id": project_id} if is_id(project_id):
             return StateSchema().load(document)
-        case {"data": {"id": _} as state}:  # as Lightning's API sends a state file
+        case {"data": {"id": _} as state}:  # Lightning's API sends this form.
             return StateSchema().load(state)
         case None:
             problem = "is empty"
